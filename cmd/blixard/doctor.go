@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/blixard/blixard/internal/cli"
+	"github.com/blixard/blixard/internal/image"
+	"github.com/blixard/blixard/internal/vmm/qemu"
+)
+
+// doctorChecks are the checks that ask a driver: acceleration by really
+// booting something, and whether the builtin image can be built.
+func doctorChecks() []cli.Check {
+	return []cli.Check{checkAcceleration, checkImage}
+}
+
+func checkAcceleration(ctx context.Context) (f cli.Finding) {
+	f = cli.Finding{Check: "acceleration", Status: "fail"}
+	dir, err := os.MkdirTemp("", "blixard-doctor-")
+	if err != nil {
+		f.Detail = err.Error()
+		return f
+	}
+	defer func() {
+		if err := os.RemoveAll(dir); err != nil && f.Status == "ok" {
+			f.Status, f.Detail = "warn", err.Error()
+		}
+	}()
+	driver, err := qemu.New(qemu.Options{Root: dir})
+	if err != nil {
+		f.Detail, f.Mend = err.Error(), "scripts/setup"
+		return f
+	}
+	defer func() {
+		if err := driver.Close(); err != nil && f.Status == "ok" {
+			f.Status, f.Detail = "warn", err.Error()
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	c, err := driver.Capabilities(ctx)
+	switch {
+	case err != nil:
+		f.Detail, f.Mend = err.Error(), "scripts/setup"
+	case c.Acceleration == "kvm":
+		f.Status, f.Detail = "ok", fmt.Sprintf("QEMU %s with KVM: a guest booted", c.Version)
+	default:
+		f.Status, f.Detail = "warn", fmt.Sprintf("QEMU %s by emulation, slower: %s", c.Version, c.Why)
+	}
+	return f
+}
+
+func checkImage(ctx context.Context) cli.Finding {
+	f := cli.Finding{Check: "builtin image", Status: "fail"}
+	dir, err := os.MkdirTemp("", "blixard-doctor-")
+	if err != nil {
+		f.Detail = err.Error()
+		return f
+	}
+	b, err := image.Store{Root: dir}.Builtin(ctx)
+	switch {
+	case errors.Is(err, image.ErrMissing):
+		f.Detail, f.Mend = err.Error(), "scripts/setup"
+	case err != nil:
+		f.Detail = err.Error()
+	default:
+		f.Status, f.Detail = "ok", "sha256:"+b.Digest[:12]+" can be built"
+	}
+	if err := os.RemoveAll(dir); err != nil && f.Status == "ok" {
+		f.Status, f.Detail = "warn", err.Error()
+	}
+	return f
+}
+
+// packImage turns what --image names on this machine into a bundle's archive.
+func packImage(ctx context.Context, path string) (cli.PackedImage, error) {
+	dir, err := os.MkdirTemp("", "blixard-image-")
+	if err != nil {
+		return cli.PackedImage{}, fmt.Errorf("packing the image: %w", err)
+	}
+	store := image.Store{Root: dir}
+	b, err := store.Import(ctx, path)
+	if err != nil {
+		return cli.PackedImage{}, errors.Join(invalidImage(err), os.RemoveAll(dir))
+	}
+	archive, err := os.Create(filepath.Join(dir, "archive.tar"))
+	if err == nil {
+		err = store.Export(ctx, b.Digest, archive)
+	}
+	var size int64
+	if err == nil {
+		size, err = archive.Seek(0, io.SeekCurrent)
+	}
+	if err == nil {
+		_, err = archive.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return cli.PackedImage{}, errors.Join(fmt.Errorf("packing the image: %w", err), os.RemoveAll(dir))
+	}
+	return cli.PackedImage{Digest: "sha256:" + b.Digest, Size: size, ReadCloser: &packed{archive, dir}}, nil
+}
+
+// packed is an archive whose directory goes when it is closed.
+type packed struct {
+	*os.File
+	dir string
+}
+
+func (p *packed) Close() error { return errors.Join(p.File.Close(), os.RemoveAll(p.dir)) }

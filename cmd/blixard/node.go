@@ -1,0 +1,353 @@
+package main
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/blixard/blixard"
+	peerv1 "github.com/blixard/blixard/api/blixard/peer/v1"
+	"github.com/blixard/blixard/api/blixard/peer/v1/peerv1connect"
+	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/agent"
+	"github.com/blixard/blixard/internal/api"
+	"github.com/blixard/blixard/internal/config"
+	"github.com/blixard/blixard/internal/control"
+	"github.com/blixard/blixard/internal/image"
+	"github.com/blixard/blixard/internal/raftlog/wal"
+	"github.com/blixard/blixard/internal/server"
+	"github.com/blixard/blixard/internal/state"
+	"github.com/blixard/blixard/internal/transport/grpc"
+	"github.com/blixard/blixard/internal/vmm/qemu"
+)
+
+// stopWithin bounds how long an orderly end may take.
+const stopWithin = 5 * time.Second
+
+// node is everything that runs in one `blixard server` process.
+type node struct {
+	cfg   config.Config
+	id    server.Identity
+	log   *slog.Logger
+	reg   *prometheus.Registry
+	srv   *server.Server
+	tr    *grpc.Transport
+	agent *agent.Agent
+	local *localCluster
+	http  *http.Server
+	close []func() error
+}
+
+// runNode opens what the data directory holds and serves until ctx ends.
+func runNode(ctx context.Context, cfg config.Config, id server.Identity, log *slog.Logger) (err error) {
+	n := &node{cfg: cfg, id: id, log: log, reg: prometheus.NewRegistry()}
+	defer func() {
+		for i := len(n.close) - 1; i >= 0; i-- {
+			if cerr := n.close[i](); err == nil {
+				err = cerr
+			}
+		}
+	}()
+	if err := n.open(); err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", cfg.Cluster.Listen)
+	if err != nil {
+		return fmt.Errorf("serving on %s: %w", cfg.Cluster.Listen, err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.Cluster.DataDir, "admin.token"), []byte(adminToken(id.Secret)+"\n"), 0o600); err != nil {
+		return errors.Join(fmt.Errorf("writing the admin token: %w", err), listener.Close())
+	}
+	return n.serve(ctx, listener)
+}
+
+// open makes the parts, from the log up.
+func (n *node) open() error {
+	dir := n.cfg.Cluster.DataDir
+	opened, err := wal.Open(wal.OS, filepath.Join(dir, "raft"), wal.Options{})
+	if err != nil {
+		return err
+	}
+	if opened.Repaired != "" {
+		n.log.Warn("the log was repaired", "event", "log_repaired", "what", opened.Repaired)
+	}
+	if err := server.Prepare(n.id, &opened); err != nil {
+		return errors.Join(err, opened.Log.Close())
+	}
+	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.tr = grpc.New(grpc.Options{RaftID: n.id.RaftID, Secret: n.id.Secret, Handler: (*peers)(n), Heartbeat: n.heartbeat, Known: n.known})
+	tick := time.Duration(n.cfg.Consensus.HeartbeatInterval)
+	n.srv, err = server.New(server.Options{
+		Identity: n.id, Opened: opened, Transport: n.tr, Peers: caller{n.tr}, MaxVoters: n.cfg.Consensus.MaxVoters, Tick: tick,
+		ElectionTicks: int(time.Duration(n.cfg.Consensus.ElectionTimeout) / tick), SnapshotEntries: n.cfg.Consensus.SnapshotThreshold,
+		Control: control.Config{LeaseMS: ms(n.cfg.Liveness.Lease), MarginMS: ms(n.cfg.Liveness.Margin)},
+		Release: release(), Log: n.log, Metrics: server.NewMetrics(n.reg),
+	})
+	if err != nil {
+		return errors.Join(err, opened.Log.Close())
+	}
+	n.close = append(n.close, n.srv.Close)
+	n.local = newLocalCluster(n)
+	if err := n.openAgent(); err != nil {
+		return err
+	}
+	n.http = api.NewServer(n.handler())
+	n.http.ErrorLog = slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)
+	return nil
+}
+
+func (n *node) openAgent() error {
+	dir := n.cfg.Cluster.DataDir
+	store := n.images()
+	driver, err := qemu.New(qemu.Options{Root: filepath.Join(dir, "vms"), Log: n.log, ForceTCG: n.cfg.MicroVM.ForceEmulation})
+	if err != nil {
+		return fmt.Errorf("opening the QEMU driver: %w", err)
+	}
+	n.close = append(n.close, driver.Close)
+	metrics := agent.NewMetrics()
+	n.reg.MustRegister(metrics)
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding this program: %w", err)
+	}
+	n.agent, err = agent.New(agent.Options{
+		Node: n.id.Name, Cluster: n.local, Driver: driver, Images: &bundles{store: store, peers: n.client, view: n.srv.View, self: n.id.Name},
+		DataDir: dir, Log: n.log, Metrics: metrics, Release: release(), PublishAddress: n.publishAddress(), Capacity: n.capacity(),
+		Reserved:     blixard.Resources{MilliCPU: int64(n.cfg.MicroVM.ReservedVCPUs) * 1000, MemoryMiB: n.cfg.MicroVM.ReservedMemoryMB},
+		MaxInstances: n.cfg.MicroVM.MaxVMsPerNode, HeartbeatEvery: time.Duration(n.cfg.Liveness.HeartbeatInterval), Lease: time.Duration(n.cfg.Liveness.Lease),
+		Watchdog: []string{self, "watchdog", "--data-dir", dir},
+	})
+	if err != nil {
+		return fmt.Errorf("making the agent: %w", err)
+	}
+	return nil
+}
+
+func (n *node) images() image.Store {
+	root := n.cfg.MicroVM.ImageDir
+	if root == "" {
+		root = filepath.Join(n.cfg.Cluster.DataDir, "images")
+	}
+	return image.Store{Root: root}
+}
+
+// capacity is what the configuration says in place of what the machine has.
+func (n *node) capacity() *blixard.Resources {
+	m := n.cfg.MicroVM
+	if m.CapacityVCPUs == 0 && m.CapacityMemoryMB == 0 {
+		return nil
+	}
+	return &blixard.Resources{MilliCPU: int64(m.CapacityVCPUs) * 1000, MemoryMiB: m.CapacityMemoryMB}
+}
+
+func (n *node) publishAddress() string {
+	if n.cfg.Network.PublishAddress != "" {
+		return n.cfg.Network.PublishAddress
+	}
+	host, _, err := net.SplitHostPort(advertise(n.cfg))
+	if err != nil || net.ParseIP(host) == nil {
+		return "127.0.0.1"
+	}
+	return host
+}
+
+// handler is what the one port serves: the API, the nodes' own service, and
+// metrics.
+func (n *node) handler() http.Handler {
+	a := api.New(api.Options{
+		Backend: backend{n.srv}, Guests: n.agent, Images: imageStore{n.images()}, Peers: n.client, Release: release(), Log: n.log,
+		Token: func() string { return adminToken(n.id.Secret) },
+	})
+	rpc := connect.NewServer()
+	n.tr.Register(rpc)
+	inner := http.NewServeMux()
+	connecthttp.Mount(inner, rpc, connecthttp.WithReadMaxBytes(64<<20))
+	peerAuth := []byte("Bearer " + n.id.Secret)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/blixard.peer.v1.PeerService/", func(w http.ResponseWriter, r *http.Request) {
+		if !hmac.Equal([]byte(r.Header.Get("Authorization")), peerAuth) {
+			http.Error(w, "this is for members of the cluster only", http.StatusUnauthorized)
+			return
+		}
+		inner.ServeHTTP(w, r)
+	})
+	if n.cfg.Monitoring.MetricsEnabled {
+		mux.Handle("GET /metrics", promhttp.HandlerFor(n.reg, promhttp.HandlerOpts{}))
+	}
+	mux.Handle("/", a)
+	return mux
+}
+
+// client reaches another node on behalf of a user or of this node's agent.
+func (n *node) client(address string) (*client.Client, error) {
+	return client.New(client.Options{Addresses: []string{address}, Token: adminToken(n.id.Secret), UserAgent: "blixard-node", ForwardedBy: string(n.id.Name)})
+}
+
+// serve runs everything until ctx ends or a part fails.
+func (n *node) serve(ctx context.Context, listener net.Listener) error {
+	// The replica outlives the rest by a moment, to hand over leadership.
+	core, stopCore := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopCore()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.srv.Run(core) })
+	group.Go(func() error { return n.tr.Run(core) })
+	group.Go(func() error {
+		if err := n.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serving on %s: %w", listener.Addr(), err)
+		}
+		return nil
+	})
+	group.Go(func() error { return n.local.follow(ctx) })
+	group.Go(func() error { return n.begin(ctx) })
+	if !n.cfg.Cluster.Witness {
+		group.Go(func() error { return n.agent.Run(ctx) })
+	}
+	n.debugServer(ctx, group)
+	group.Go(func() error {
+		<-ctx.Done()
+		n.stop()
+		stopCore()
+		return nil
+	})
+	n.log.Info("serving", "event", "server_started", "address", listener.Addr().String(), "cluster", n.id.ClusterID)
+	err := group.Wait()
+	if err == nil || errors.Is(err, context.Canceled) {
+		n.log.Info("stopped", "event", "server_stopped")
+		return nil
+	}
+	return err
+}
+
+// stop ends the serving parts in order: leadership is handed over first, so
+// that the others need no election.
+func (n *node) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+	defer cancel()
+	if st := n.srv.Status(ctx); st.Role == "leader" && len(st.Peers) > 1 {
+		handover, done := context.WithTimeout(ctx, 2*time.Second)
+		if err := n.srv.TransferLeader(handover, ""); err != nil {
+			n.log.Info("leadership was not handed over", "event", "handover_failed", "error", err)
+		}
+		done()
+	}
+	if err := n.http.Close(); err != nil {
+		n.log.Debug("closing connections", "error", err)
+	}
+}
+
+// begin makes a new cluster's first entries, once.
+func (n *node) begin(ctx context.Context) error {
+	if !n.id.Founder {
+		return nil
+	}
+	for ctx.Err() == nil {
+		if n.srv.View().Cluster().ID != "" {
+			return nil
+		}
+		_, err := n.srv.Propose(ctx, state.Envelope{Key: "bootstrap", Actor: "blixard", Command: &state.Batch{Commands: []state.Command{
+			&state.Bootstrap{ClusterID: n.id.ClusterID, Name: n.cfg.Cluster.Name, Secret: n.id.Secret, RaftID: n.id.RaftID, Node: identityOf(n.cfg)},
+			&state.CreateToken{Token: firstToken(n.id)},
+		}}})
+		if err == nil {
+			n.log.Info("cluster founded", "event", "cluster_founded", "cluster", n.id.ClusterID)
+			return nil
+		}
+		if ctx.Err() == nil {
+			n.log.Warn("founding the cluster", "event", "cluster_founding", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// debugServer serves profiles on loopback, if asked for.
+func (n *node) debugServer(ctx context.Context, group *errgroup.Group) {
+	address := n.cfg.Monitoring.PprofAddress
+	if address == "" {
+		return
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	s := &http.Server{Addr: address, Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	group.Go(func() error {
+		if err := s.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serving profiles on %s: %w", address, err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		return s.Close()
+	})
+}
+
+// heartbeat answers another node's agent.
+func (n *node) heartbeat(ctx context.Context, r *peerv1.HeartbeatRequest) (*peerv1.HeartbeatResponse, error) {
+	g, err := n.srv.GrantLease(ctx, blixard.NodeName(r.GetNode()), r.GetRaftId())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeUnavailable, err.Error())
+	}
+	return &peerv1.HeartbeatResponse{Granted: g.OK, Index: g.Index}, nil
+}
+
+// known tells whether a raft ID is a member's. A node that knows nothing yet
+// listens to everybody who has the secret.
+func (n *node) known(raftID uint64) bool {
+	v := n.srv.View()
+	return v.NodeCount() == 0 || v.NodeByRaftID(raftID) != nil
+}
+
+// peers hands what arrives to the server, which is made after the transport.
+type peers node
+
+func (p *peers) Deliver(ctx context.Context, m []*raftpb.Message) error { return p.srv.Deliver(ctx, m) }
+func (p *peers) DeliverSnapshot(ctx context.Context, m *raftpb.Message, r io.Reader) error {
+	return p.srv.DeliverSnapshot(ctx, m, r)
+}
+func (p *peers) PeerGone(id uint64)                { p.srv.PeerGone(id) }
+func (p *peers) Unreachable(id uint64)             { p.srv.Unreachable(id) }
+func (p *peers) SnapshotSent(id uint64, err error) { p.srv.SnapshotSent(id, err) }
+
+// caller asks other nodes.
+type caller struct{ tr *grpc.Transport }
+
+func (c caller) Heartbeat(ctx context.Context, address string, name blixard.NodeName, raftID uint64) (server.Grant, error) {
+	res, err := peerv1connect.NewPeerServiceClient(c.tr.Client(address)).Heartbeat(ctx, &peerv1.HeartbeatRequest{Node: string(name), RaftId: raftID})
+	if err != nil {
+		return server.Grant{}, fmt.Errorf("sending a heartbeat to %s: %w", address, err)
+	}
+	return server.Grant{OK: res.GetGranted(), Index: res.GetIndex()}, nil
+}
+
+// adminToken is what the API asks of operators. Every member can derive it, and
+// it gives no way back to the secret.
+func adminToken(secret string) string {
+	m := hmac.New(sha256.New, []byte(secret))
+	m.Write([]byte("blixard admin token 1")) // a hash never fails to write
+	return "blxa_" + hex.EncodeToString(m.Sum(nil))
+}

@@ -1,0 +1,391 @@
+// Package config reads a server's configuration: /etc/blixard/config.toml, then
+// the environment (BLIXARD_<SECTION>_<KEY>, such as BLIXARD_CLUSTER_NODE_ID),
+// then flags, the later winning. An unknown key is an error that names the
+// nearest known one; nothing is guessed.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/blixard/blixard"
+)
+
+// DefaultPath is where a server looks for its configuration.
+const DefaultPath = "/etc/blixard/config.toml"
+
+// Duration is a time.Duration written as "5s".
+type Duration time.Duration
+
+// UnmarshalText reads "5s", "300ms".
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as 5s or 300ms", b)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText writes the duration.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Config is the whole configuration.
+type Config struct {
+	Cluster    Cluster    `toml:"cluster"`
+	Discovery  Discovery  `toml:"discovery"`
+	Consensus  Consensus  `toml:"consensus"`
+	Liveness   Liveness   `toml:"liveness"`
+	MicroVM    MicroVM    `toml:"microvm"`
+	Storage    Storage    `toml:"storage"`
+	Network    Network    `toml:"network"`
+	Monitoring Monitoring `toml:"monitoring"`
+}
+
+// Cluster is who this node is.
+type Cluster struct {
+	NodeID    string            `toml:"node_id"`
+	Name      string            `toml:"name"` // of the cluster, used when it is founded
+	DataDir   string            `toml:"data_dir"`
+	LogLevel  string            `toml:"log_level"`
+	LogFormat string            `toml:"log_format"` // json, text
+	LogFile   string            `toml:"log_file"`   // empty: stderr
+	Listen    string            `toml:"listen"`     // host:port of the one port
+	Advertise string            `toml:"advertise"`  // host:port others use; default: listen
+	Zone      string            `toml:"zone"`
+	Labels    map[string]string `toml:"labels"`
+	Roles     []string          `toml:"roles"`
+	Witness   bool              `toml:"witness"`
+	Join      []string          `toml:"join"`  // members to join at first start
+	Token     string            `toml:"token"` // join token
+}
+
+// Discovery is how members find each other.
+type Discovery struct {
+	Method string `toml:"method"`
+	Port   int    `toml:"port"`
+}
+
+// Consensus tunes raft.
+type Consensus struct {
+	ElectionTimeout   Duration `toml:"election_timeout"`
+	HeartbeatInterval Duration `toml:"heartbeat_interval"`
+	SnapshotThreshold uint64   `toml:"snapshot_threshold"`
+	MaxVoters         int      `toml:"max_voters"`
+}
+
+// Liveness tunes how lost nodes are noticed.
+type Liveness struct {
+	HeartbeatInterval Duration `toml:"heartbeat_interval"`
+	Lease             Duration `toml:"lease"`
+	Margin            Duration `toml:"margin"`
+}
+
+// MicroVM is what this node offers to instances.
+type MicroVM struct {
+	DefaultHypervisor string   `toml:"default_hypervisor"`
+	DefaultMemoryMB   int64    `toml:"default_memory_mb"`
+	DefaultVCPUs      int      `toml:"default_vcpus"`
+	MaxVMsPerNode     int      `toml:"max_vms_per_node"`
+	NixConfigDir      string   `toml:"nix_config_dir"`
+	CapacityVCPUs     int      `toml:"capacity_vcpus"`     // 0: what the machine has
+	CapacityMemoryMB  int64    `toml:"capacity_memory_mb"` // 0: what the machine has
+	ReservedMemoryMB  int64    `toml:"reserved_memory_mb"`
+	ReservedVCPUs     int      `toml:"reserved_vcpus"`
+	ImageDir          string   `toml:"image_dir"` // empty: below data_dir
+	ForceEmulation    bool     `toml:"force_emulation"`
+	SimulatedNodes    int      `toml:"simulated"` // >0: instances are pretended, for load tests
+	StartLimit        int      `toml:"start_limit"`
+	StopTimeout       Duration `toml:"stop_timeout"`
+}
+
+// Storage is read and kept for the storage capability.
+type Storage struct {
+	Ceph  Ceph            `toml:"ceph"`
+	Pools map[string]Pool `toml:"pools"`
+}
+
+// Ceph names the Ceph cluster.
+type Ceph struct {
+	ConfigFile        string `toml:"config_file"`
+	DefaultPool       string `toml:"default_pool"`
+	ReplicationFactor int    `toml:"replication_factor"`
+	PGNum             int    `toml:"pg_num"`
+	MinSize           int    `toml:"min_size"`
+}
+
+// Pool is a storage pool.
+type Pool struct {
+	Type    string `toml:"type"`
+	Size    int    `toml:"size"`
+	MinSize int    `toml:"min_size"`
+	K       int    `toml:"k"`
+	M       int    `toml:"m"`
+	Rule    string `toml:"rule"`
+}
+
+// Network is how guests are connected.
+type Network struct {
+	VLANRange      string `toml:"vlan_range"`
+	BridgeName     string `toml:"bridge_name"`
+	DefaultGateway string `toml:"default_gateway"`
+	DHCPPool       string `toml:"dhcp_pool"`
+	PublishAddress string `toml:"publish_address"` // IP that published ports are bound to
+}
+
+// Monitoring is what the server tells about itself.
+type Monitoring struct {
+	MetricsEnabled bool   `toml:"metrics_enabled"`
+	MetricsPort    int    `toml:"metrics_port"` // 0: on the one port only
+	PprofAddress   string `toml:"pprof_address"`
+	CephDashboard  bool   `toml:"ceph_dashboard"`
+	LogAggregation bool   `toml:"log_aggregation"`
+	GrafanaEnabled bool   `toml:"grafana_enabled"`
+}
+
+// Default is the configuration of a server that was told nothing.
+func Default() Config {
+	host, err := os.Hostname()
+	if err != nil || blixard.CheckName(host) != nil {
+		host = "node1"
+	}
+	return Config{
+		Cluster:   Cluster{NodeID: host, Name: "blixard", DataDir: "/var/lib/blixard", LogLevel: "info", LogFormat: "json", Listen: "127.0.0.1:7400"},
+		Discovery: Discovery{Method: "static", Port: 7946},
+		Consensus: Consensus{ElectionTimeout: Duration(time.Second), HeartbeatInterval: Duration(100 * time.Millisecond), SnapshotThreshold: 10_000, MaxVoters: 5},
+		Liveness:  Liveness{HeartbeatInterval: Duration(time.Second), Lease: Duration(5 * time.Second), Margin: Duration(time.Second)},
+		MicroVM:   MicroVM{DefaultHypervisor: "qemu", DefaultMemoryMB: 512, DefaultVCPUs: 1, MaxVMsPerNode: 100, NixConfigDir: "/etc/blixard/vm-configs", StartLimit: 4, StopTimeout: Duration(30 * time.Second)},
+		Network:   Network{BridgeName: "blixard0"},
+		Monitoring: Monitoring{
+			MetricsEnabled: true,
+		},
+	}
+}
+
+// Load reads path over the defaults, then the environment. A missing file is an
+// error only if required.
+func Load(path string, required bool, environ []string) (Config, error) {
+	c := Default()
+	b, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !required:
+	case err != nil:
+		return c, fmt.Errorf("reading the configuration: %w", err)
+	default:
+		if err := decode(path, b, &c); err != nil {
+			return c, err
+		}
+	}
+	if err := overlay(&c, environ); err != nil {
+		return c, err
+	}
+	return c, nil
+}
+
+func decode(path string, b []byte, c *Config) error {
+	d := toml.NewDecoder(strings.NewReader(string(b)))
+	d.DisallowUnknownFields()
+	err := d.Decode(c)
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		e := strict.Errors[0]
+		row, column := e.Position()
+		key := strings.Join(e.Key(), ".")
+		hint := "the keys are listed in docs/configuration.md"
+		if near := nearestKey(key); near != "" {
+			hint = "did you mean " + near + "?"
+		}
+		return &blixard.Error{Code: blixard.CodeInvalid, Field: key, Hint: hint, Message: fmt.Sprintf("%s:%d:%d: the key %s is not known", path, row, column, key)}
+	}
+	var decodeErr *toml.DecodeError
+	if errors.As(err, &decodeErr) {
+		row, column := decodeErr.Position()
+		return &blixard.Error{Code: blixard.CodeInvalid, Field: strings.Join(decodeErr.Key(), "."), Message: fmt.Sprintf("%s:%d:%d: %v", path, row, column, decodeErr)}
+	}
+	if err != nil {
+		return &blixard.Error{Code: blixard.CodeInvalid, Message: fmt.Sprintf("%s: %v", path, err)}
+	}
+	return nil
+}
+
+// Keys lists every key, such as "cluster.node_id", sorted.
+func Keys() []string {
+	var out []string
+	walk(reflect.ValueOf(new(Config)).Elem(), "", func(key string, _ reflect.Value) { out = append(out, key) })
+	slices.Sort(out)
+	return out
+}
+
+// nearestKey prefers a key of the same section.
+func nearestKey(key string) string {
+	section := key[:strings.LastIndexByte(key, '.')+1]
+	var same []string
+	for _, k := range Keys() {
+		if section != "" && strings.HasPrefix(k, section) {
+			same = append(same, k)
+		}
+	}
+	if near := blixard.Nearest(key, same); near != "" {
+		return near
+	}
+	return blixard.Nearest(key, Keys())
+}
+
+func walk(v reflect.Value, prefix string, leaf func(key string, v reflect.Value)) {
+	for i := range v.NumField() {
+		name := v.Type().Field(i).Tag.Get("toml")
+		f := v.Field(i)
+		if f.Kind() == reflect.Struct {
+			walk(f, prefix+name+".", leaf)
+			continue
+		}
+		leaf(prefix+name, f)
+	}
+}
+
+// overlay sets what the environment names.
+func overlay(c *Config, environ []string) error {
+	env := map[string]string{}
+	for _, e := range environ {
+		if k, v, ok := strings.Cut(e, "="); ok {
+			env[k] = v
+		}
+	}
+	var failed error
+	walk(reflect.ValueOf(c).Elem(), "", func(key string, v reflect.Value) {
+		name := "BLIXARD_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+		text, ok := env[name]
+		if !ok || failed != nil {
+			return
+		}
+		if err := set(v, text); err != nil {
+			failed = &blixard.Error{Code: blixard.CodeInvalid, Field: key, Message: fmt.Sprintf("the environment variable %s: %v", name, err)}
+		}
+	})
+	return failed
+}
+
+func set(v reflect.Value, text string) error {
+	if u, ok := v.Addr().Interface().(interface{ UnmarshalText([]byte) error }); ok {
+		return u.UnmarshalText([]byte(text))
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(text)
+	case reflect.Bool:
+		b, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("%q is neither true nor false", text)
+		}
+		v.SetBool(b)
+	case reflect.Int, reflect.Int64:
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%q is not a whole number", text)
+		}
+		v.SetInt(n)
+	case reflect.Uint64:
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%q is not a whole number", text)
+		}
+		v.SetUint(n)
+	case reflect.Slice:
+		v.Set(reflect.ValueOf(strings.Split(text, ",")))
+	case reflect.Map:
+		m := map[string]string{}
+		for _, part := range strings.Split(text, ",") {
+			k, val, ok := strings.Cut(part, "=")
+			if !ok {
+				return fmt.Errorf("%q is not key=value", part)
+			}
+			m[k] = val
+		}
+		v.Set(reflect.ValueOf(m))
+	default:
+		return fmt.Errorf("it cannot be set from the environment")
+	}
+	return nil
+}
+
+// Check tells what is wrong with a configuration, nil if nothing.
+func (c *Config) Check() error {
+	invalid := func(field, hint, format string, args ...any) error {
+		return blixard.Invalid(field, hint, format, args...)
+	}
+	if err := blixard.CheckName(c.Cluster.NodeID); err != nil {
+		return invalid("cluster.node_id", "set it with --node-id", "cluster.node_id: %v", err)
+	}
+	if c.Cluster.DataDir == "" {
+		return invalid("cluster.data_dir", "", "cluster.data_dir is empty")
+	}
+	if _, _, err := net.SplitHostPort(c.Cluster.Listen); err != nil {
+		return invalid("cluster.listen", "write host:port, such as 0.0.0.0:7400", "cluster.listen %q: %v", c.Cluster.Listen, err)
+	}
+	if c.Cluster.Advertise != "" {
+		if _, _, err := net.SplitHostPort(c.Cluster.Advertise); err != nil {
+			return invalid("cluster.advertise", "write host:port", "cluster.advertise %q: %v", c.Cluster.Advertise, err)
+		}
+	}
+	if c.Network.PublishAddress != "" && net.ParseIP(c.Network.PublishAddress) == nil {
+		return invalid("network.publish_address", "give an IP address of this machine", "network.publish_address %q is not an IP address", c.Network.PublishAddress)
+	}
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Cluster.LogLevel) {
+		return invalid("cluster.log_level", "debug, info, warn or error", "cluster.log_level %q is not known", c.Cluster.LogLevel)
+	}
+	if !slices.Contains([]string{"json", "text"}, c.Cluster.LogFormat) {
+		return invalid("cluster.log_format", "json or text", "cluster.log_format %q is not known", c.Cluster.LogFormat)
+	}
+	if !slices.Contains([]string{"static"}, c.Discovery.Method) {
+		return invalid("discovery.method", "nodes are found by the addresses they join at: use static", "discovery.method %q does not work in this release", c.Discovery.Method)
+	}
+	hb, el := time.Duration(c.Consensus.HeartbeatInterval), time.Duration(c.Consensus.ElectionTimeout)
+	if hb < 5*time.Millisecond || hb > 10*time.Second {
+		return invalid("consensus.heartbeat_interval", "", "consensus.heartbeat_interval is %s; it must be between 5ms and 10s", hb)
+	}
+	if el < 3*hb || el > time.Minute {
+		return invalid("consensus.election_timeout", "", "consensus.election_timeout is %s; it must be at least three heartbeat intervals (%s) and at most 1m", el, 3*hb)
+	}
+	if c.Consensus.SnapshotThreshold < 10 {
+		return invalid("consensus.snapshot_threshold", "", "consensus.snapshot_threshold is %d; it must be at least 10", c.Consensus.SnapshotThreshold)
+	}
+	if c.Consensus.MaxVoters < 1 || c.Consensus.MaxVoters > 9 {
+		return invalid("consensus.max_voters", "3, 5 or 7 are usual", "consensus.max_voters is %d; it must be between 1 and 9", c.Consensus.MaxVoters)
+	}
+	beat, lease, margin := time.Duration(c.Liveness.HeartbeatInterval), time.Duration(c.Liveness.Lease), time.Duration(c.Liveness.Margin)
+	if beat < 20*time.Millisecond || lease < 3*beat || margin < lease/20 || lease+margin > 10*time.Minute {
+		return invalid("liveness", "the defaults are 1s, 5s and 1s", "liveness: heartbeat_interval %s, lease %s and margin %s do not fit together: the lease must span three heartbeats, the margin a twentieth of the lease, both together at most 10m", beat, lease, margin)
+	}
+	for key := range c.Cluster.Labels {
+		if err := blixard.CheckLabelKey(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Unused names settings that are set but have no effect in this release, so
+// that the server can say so instead of pretending.
+func (c *Config) Unused() []string {
+	d, out := Default(), []string(nil)
+	if c.Storage.Ceph != d.Storage.Ceph || len(c.Storage.Pools) > 0 {
+		out = append(out, "storage")
+	}
+	if c.Network.VLANRange != "" || c.Network.DefaultGateway != "" || c.Network.DHCPPool != "" {
+		out = append(out, "network.vlan_range", "network.default_gateway", "network.dhcp_pool")
+	}
+	if c.Monitoring.CephDashboard || c.Monitoring.LogAggregation || c.Monitoring.GrafanaEnabled {
+		out = append(out, "monitoring.ceph_dashboard", "monitoring.log_aggregation", "monitoring.grafana_enabled")
+	}
+	return out
+}
