@@ -33,7 +33,7 @@ func (b *bundles) Bundle(ctx context.Context, ref string) (agent.Bundle, error) 
 		if err != nil {
 			return agent.Bundle{}, fmt.Errorf("building the builtin image: %w", err)
 		}
-		return toAgent(bundle), nil
+		return toAgent(bundle, false), nil
 	}
 	digest, ok := strings.CutPrefix(ref, "sha256:")
 	if !ok {
@@ -46,7 +46,7 @@ func (b *bundles) Bundle(ctx context.Context, ref string) (agent.Bundle, error) 
 	if err != nil {
 		return agent.Bundle{}, err
 	}
-	return toAgent(bundle), nil
+	return toAgent(bundle, true), nil
 }
 
 // fetch asks every other node for the image until one has it.
@@ -83,8 +83,10 @@ func (b *bundles) fetchFrom(ctx context.Context, address, digest string) (bundle
 	return b.store.ImportTar(ctx, stream, digest)
 }
 
-func toAgent(b image.Bundle) agent.Bundle {
-	out := agent.Bundle{Kernel: b.Kernel, Initrd: b.Initrd, Cmdline: b.Cmdline, Command: b.DefaultCommand}
+// toAgent hands a bundle on. A user's own image may or may not hold
+// blixard-guest.
+func toAgent(b image.Bundle, users bool) agent.Bundle {
+	out := agent.Bundle{Kernel: b.Kernel, Initrd: b.Initrd, Cmdline: b.Cmdline, Command: b.DefaultCommand, MaybeGuest: users}
 	for _, d := range b.Disks {
 		out.Disks = append(out.Disks, vmm.Disk{Path: d.Path, Format: d.Format, ReadOnly: true})
 	}

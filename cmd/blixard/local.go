@@ -37,56 +37,86 @@ func (b backend) Status() api.Status {
 // nothing of it is the agent's business.
 const quiet = 100 * time.Millisecond
 
-// localCluster is the replica as this node's agent sees it.
-type localCluster struct {
-	n   *node
+// follower tells the agents of this process which changes concern them, so
+// that each sleeps through everybody else's.
+type follower struct {
 	srv *server.Server
-	id  server.Identity
-
-	mu      sync.Mutex
-	touched uint64        // index of the last change of a row of this node
-	wake    chan struct{} // closed by the next one
+	mu  sync.Mutex
+	of  map[blixard.NodeName]*localCluster
 }
 
-func newLocalCluster(n *node) *localCluster {
-	return &localCluster{n: n, srv: n.srv, id: n.id, wake: make(chan struct{})}
+func newFollower(srv *server.Server) *follower {
+	return &follower{srv: srv, of: map[blixard.NodeName]*localCluster{}}
 }
 
-// follow watches the changes for those that concern this node, so that the
-// agent sleeps through everybody else's.
-func (l *localCluster) follow(ctx context.Context) error {
+// cluster is the replica as the agent of a node sees it.
+func (f *follower) cluster(name blixard.NodeName, raftID uint64, report func(agent.NodeReport) *state.ReportNode) *localCluster {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := &localCluster{srv: f.srv, name: name, raftID: raftID, report: report, wake: make(chan struct{})}
+	f.of[name] = l
+	return l
+}
+
+// run follows the changes until ctx ends.
+func (f *follower) run(ctx context.Context) error {
 	for ctx.Err() == nil {
-		from := l.srv.View().Index
-		l.touch(from)
-		next, err := l.srv.Watch(ctx, from)
+		from := f.srv.View().Index
+		f.mu.Lock()
+		for _, l := range f.of {
+			l.touch(from)
+		}
+		f.mu.Unlock()
+		next, err := f.srv.Watch(ctx, from)
 		for err == nil {
 			var changes []state.Change
-			if changes, err = next(); err != nil {
-				break
-			}
-			for i := range changes {
-				if inst, ok := changes[i].Object.(*blixard.Instance); ok && inst.Node == l.id.Name {
-					l.touch(changes[i].Index)
-				}
+			if changes, err = next(); err == nil {
+				f.tell(changes)
 			}
 		}
 	}
 	return nil
 }
 
+func (f *follower) tell(changes []state.Change) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range changes {
+		if inst, ok := changes[i].Object.(*blixard.Instance); ok {
+			if l := f.of[inst.Node]; l != nil {
+				l.touch(changes[i].Index)
+			}
+		}
+	}
+}
+
+// localCluster is the replica as an agent of this process sees it.
+type localCluster struct {
+	srv    *server.Server
+	name   blixard.NodeName
+	raftID uint64
+	report func(agent.NodeReport) *state.ReportNode
+
+	mu      sync.Mutex
+	touched uint64        // index of the last change of a row of this node
+	wake    chan struct{} // closed by the next one
+}
+
 func (l *localCluster) touch(index uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.touched = index
-	close(l.wake)
-	l.wake = make(chan struct{})
+	if index > l.touched {
+		l.touched = index
+		close(l.wake)
+		l.wake = make(chan struct{})
+	}
 }
 
 // Assigned implements agent.Cluster.
 func (l *localCluster) Assigned() ([]*blixard.Instance, uint64) {
 	v := l.srv.View()
 	var rows []*blixard.Instance
-	v.InstancesOn(l.id.Name, func(i *blixard.Instance) bool {
+	v.InstancesOn(l.name, func(i *blixard.Instance) bool {
 		rows = append(rows, i)
 		return true
 	})
@@ -119,7 +149,7 @@ func (l *localCluster) Wait(ctx context.Context, index uint64) error {
 
 // Report implements agent.Cluster.
 func (l *localCluster) Report(ctx context.Context, items []converge.Observation) (uint64, error) {
-	cmd := &state.Observe{Node: l.id.Name, RaftID: l.id.RaftID, Items: make([]state.Observation, len(items))}
+	cmd := &state.Observe{Node: l.name, RaftID: l.raftID, Items: make([]state.Observation, len(items))}
 	for i := range items {
 		o := &items[i]
 		cmd.Items[i] = state.Observation{
@@ -127,7 +157,7 @@ func (l *localCluster) Report(ctx context.Context, items []converge.Observation)
 			Ports: o.Ports, Health: o.Health, Acceleration: o.Acceleration, Removed: o.Removed,
 		}
 	}
-	out, err := l.srv.Propose(ctx, state.Envelope{Actor: "agent of " + string(l.id.Name), Command: cmd})
+	out, err := l.srv.Propose(ctx, state.Envelope{Actor: "agent of " + string(l.name), Command: cmd})
 	if err != nil {
 		return 0, fmt.Errorf("reporting observations: %w", err)
 	}
@@ -136,7 +166,7 @@ func (l *localCluster) Report(ctx context.Context, items []converge.Observation)
 
 // ReportNode implements agent.Cluster.
 func (l *localCluster) ReportNode(ctx context.Context, r agent.NodeReport) error {
-	_, err := l.srv.Propose(ctx, state.Envelope{Actor: "agent of " + string(l.id.Name), Command: l.n.report(r)})
+	_, err := l.srv.Propose(ctx, state.Envelope{Actor: "agent of " + string(l.name), Command: l.report(r)})
 	return err
 }
 
@@ -155,6 +185,6 @@ func (n *node) report(r agent.NodeReport) *state.ReportNode {
 
 // Heartbeat implements agent.Cluster.
 func (l *localCluster) Heartbeat(ctx context.Context) (agent.Ack, error) {
-	g, err := l.srv.Heartbeat(ctx)
+	g, err := l.srv.HeartbeatOf(ctx, l.name, l.raftID)
 	return agent.Ack{OK: g.OK, Index: g.Index}, err
 }

@@ -37,6 +37,7 @@ import (
 	"github.com/blixard/blixard/internal/server"
 	"github.com/blixard/blixard/internal/state"
 	"github.com/blixard/blixard/internal/transport/grpc"
+	"github.com/blixard/blixard/internal/vmm"
 	"github.com/blixard/blixard/internal/vmm/qemu"
 )
 
@@ -52,7 +53,7 @@ type node struct {
 	srv   *server.Server
 	tr    *grpc.Transport
 	agent *agent.Agent
-	local *localCluster
+	local *follower
 	http  *http.Server
 	close []func() error
 }
@@ -106,7 +107,7 @@ func (n *node) open() error {
 		return errors.Join(err, opened.Log.Close())
 	}
 	n.close = append(n.close, n.srv.Close)
-	n.local = newLocalCluster(n)
+	n.local = newFollower(n.srv)
 	if err := n.openAgent(); err != nil {
 		return err
 	}
@@ -130,11 +131,11 @@ func (n *node) openAgent() error {
 		return fmt.Errorf("finding this program: %w", err)
 	}
 	n.agent, err = agent.New(agent.Options{
-		Node: n.id.Name, Cluster: n.local, Driver: driver, Images: &bundles{store: store, peers: n.client, view: n.srv.View, self: n.id.Name},
+		Node: n.id.Name, Cluster: n.local.cluster(n.id.Name, n.id.RaftID, n.report), Driver: driver, Images: &bundles{store: store, peers: n.client, view: n.srv.View, self: n.id.Name},
 		DataDir: dir, Log: n.log, Metrics: metrics, Release: release(), PublishAddress: n.publishAddress(), Capacity: n.capacity(),
 		Reserved:     blixard.Resources{MilliCPU: int64(n.cfg.MicroVM.ReservedVCPUs) * 1000, MemoryMiB: n.cfg.MicroVM.ReservedMemoryMB},
 		MaxInstances: n.cfg.MicroVM.MaxVMsPerNode, HeartbeatEvery: time.Duration(n.cfg.Liveness.HeartbeatInterval), Lease: time.Duration(n.cfg.Liveness.Lease),
-		Watchdog: []string{self, "watchdog", "--data-dir", dir},
+		Watchdog: []string{self, "watchdog", "--data-dir", dir}, WorkDir: func(r vmm.Ref) string { return filepath.Join(dir, "vms", "vms", r.String()) },
 	})
 	if err != nil {
 		return fmt.Errorf("making the agent: %w", err)
@@ -216,10 +217,13 @@ func (n *node) serve(ctx context.Context, listener net.Listener) error {
 		}
 		return nil
 	})
-	group.Go(func() error { return n.local.follow(ctx) })
+	group.Go(func() error { return n.local.run(ctx) })
 	group.Go(func() error { return n.begin(ctx) })
 	if !n.cfg.Cluster.Witness {
 		group.Go(func() error { return n.agent.Run(ctx) })
+	}
+	if n.cfg.MicroVM.SimulatedNodes > 0 {
+		group.Go(func() error { return n.simulate(ctx, n.cfg.MicroVM.SimulatedNodes) })
 	}
 	n.debugServer(ctx, group)
 	group.Go(func() error {

@@ -1,0 +1,245 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/blixard/blixard/internal/converge"
+)
+
+// heartbeats asks for the lease again and again. Calls overlap: one that hangs
+// must not use up the time in which another would have succeeded.
+func (a *Agent) heartbeats(ctx context.Context) {
+	const atOnce = 4
+	var calls sync.WaitGroup
+	defer calls.Wait()
+	free := make(chan struct{}, atOnce)
+	tick := time.NewTicker(a.o.HeartbeatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case free <- struct{}{}:
+			calls.Go(func() {
+				a.heartbeat(ctx)
+				<-free
+			})
+		default:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.beatWake:
+		case <-tick.C:
+			a.noticeSilence()
+		}
+	}
+}
+
+func (a *Agent) heartbeat(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, a.o.Lease)
+	defer cancel()
+	sent := a.clock.nowMS()
+	ack, err := a.o.Cluster.Heartbeat(ctx)
+	switch {
+	case err != nil:
+		a.o.Metrics.heartbeats.WithLabelValues("failed").Inc()
+		a.log.Debug("heartbeat failed", "event", "heartbeat", "error", err)
+	case !ack.OK:
+		a.o.Metrics.heartbeats.WithLabelValues("refused").Inc()
+		a.mu.Lock()
+		pending := a.reportedMS == 0 || sent <= a.reportedMS // the leader had no report yet, and will have one
+		a.mu.Unlock()
+		if !pending {
+			poke(a.nodeWake)
+		}
+	default:
+		a.o.Metrics.heartbeats.WithLabelValues("ok").Inc()
+		a.acknowledged(sent, ack)
+	}
+}
+
+// acknowledged takes a lease that began when the heartbeat was sent.
+func (a *Agent) acknowledged(sentMS int64, ack Ack) {
+	a.mu.Lock()
+	until := sentMS + a.o.Lease.Milliseconds()
+	fresh := a.index >= a.lease.Index && a.clock.nowMS() < a.lease.UntilMS
+	if until > a.lease.UntilMS {
+		a.lease.UntilMS = until
+	}
+	// The index of a lease that was recalled is not known, and is no measure.
+	if a.lease.Index == math.MaxUint64 || ack.Index > a.lease.Index {
+		a.lease.Index = ack.Index
+	}
+	back := !a.inTouch
+	a.inTouch = true
+	keep := a.guarded() || a.leaseKept
+	a.o.Metrics.leaseUntil.Set(float64(a.lease.UntilMS) / 1000)
+	a.mu.Unlock()
+	if keep {
+		a.keepLease()
+	}
+	if back {
+		a.log.Info("in touch with the leader", "event", "contact", "index", ack.Index)
+	}
+	if back || !fresh {
+		poke(a.wake)
+	}
+}
+
+// noticeSilence says once that the lease has run out.
+func (a *Agent) noticeSilence() {
+	a.mu.Lock()
+	lost := a.inTouch && a.clock.nowMS() >= a.lease.UntilMS
+	if lost {
+		a.inTouch = false
+	}
+	a.mu.Unlock()
+	if lost {
+		a.log.Warn("lost touch with the leader: instances that stop on partition are stopped, others run on", "event", "silence")
+	}
+}
+
+// guarded tells whether anything here may run under a lease only. Callers hold
+// mu.
+func (a *Agent) guarded() bool {
+	for _, s := range a.found {
+		if s.Pid != 0 && hasLabel(s.Labels, labelStops) {
+			return true
+		}
+	}
+	for _, l := range a.locals { //order:any a question of existence
+		if l.StopsOnPartition && l.Busy != converge.None {
+			return true
+		}
+	}
+	return false
+}
+
+// leaseRecord is the lease file. Times are on CLOCK_BOOTTIME, which all
+// processes of one boot share.
+type leaseRecord struct {
+	BootID  string       `json:"boot_id"`
+	UntilMS int64        `json:"until_ms"`
+	KillMS  int64        `json:"kill_ms"` // when the watchdog kills
+	Targets []targetInfo `json:"targets"`
+	// Pending are the directories of incarnations whose start has begun.
+	Pending []string `json:"pending,omitempty"`
+}
+
+// targetInfo is a process that must not outlast the lease.
+type targetInfo struct {
+	Pid        int    `json:"pid"`
+	StartTicks uint64 `json:"start_ticks"` // of /proc/<pid>/stat, so that a reused pid is spared
+}
+
+func leasePath(dataDir string) string { return filepath.Join(dataDir, "lease.json") }
+
+// keepLease writes the lease down. A failure is not fatal: what is on disk only
+// ever ends sooner.
+func (a *Agent) keepLease() {
+	a.mu.Lock()
+	now, boot := a.clock.nowMS(), bootTime().Milliseconds()
+	r := leaseRecord{BootID: bootID(), UntilMS: boot + a.lease.UntilMS - now}
+	// The daemon is given the first half of the time set apart.
+	r.KillMS = r.UntilMS - a.o.Limits.FenceMS/2
+	for _, s := range a.found {
+		if s.Pid != 0 && hasLabel(s.Labels, labelStops) {
+			if ticks, err := startTicks(s.Pid); err == nil {
+				r.Targets = append(r.Targets, targetInfo{s.Pid, ticks})
+			}
+		}
+	}
+	for ref, l := range a.locals { //order:any a set
+		if l.StopsOnPartition && l.Busy == converge.Start && a.o.WorkDir != nil {
+			r.Pending = append(r.Pending, a.o.WorkDir(vmmRef(ref)))
+		}
+	}
+	a.leaseKept = len(r.Targets) > 0 || len(r.Pending) > 0
+	a.mu.Unlock()
+	data, err := json.Marshal(r)
+	if err == nil {
+		err = replaceFile(leasePath(a.o.DataDir), data)
+	}
+	if err != nil {
+		a.log.Error("keeping the lease", "event", "lease", "error", err)
+		return
+	}
+	if len(r.Targets) > 0 || len(r.Pending) > 0 {
+		a.tendWatchdog()
+	}
+}
+
+var leaseFileTurn sync.Mutex // heartbeats overlap
+
+// replaceFile replaces a file in one step. It is not synced: the file is of no
+// use after the machine has gone down.
+func replaceFile(path string, data []byte) error {
+	leaseFileTurn.Lock()
+	defer leaseFileTurn.Unlock()
+	next := path + ".next"
+	if err := os.WriteFile(next, data, 0o600); err != nil {
+		return fmt.Errorf("writing %s: %w", next, err)
+	}
+	if err := os.Rename(next, path); err != nil {
+		return fmt.Errorf("replacing %s: %w", path, err)
+	}
+	return nil
+}
+
+func readLease(dataDir string) (leaseRecord, error) {
+	var r leaseRecord
+	data, err := os.ReadFile(leasePath(dataDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err != nil {
+		return r, fmt.Errorf("reading the lease: %w", err)
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("reading the lease: %w", err)
+	}
+	if r.BootID != bootID() {
+		return leaseRecord{}, nil // of another life of the machine
+	}
+	return r, nil
+}
+
+// recallLease takes up the lease of a former daemon, as far as it goes: enough
+// to keep running what runs, never to start anything.
+func (a *Agent) recallLease() error {
+	if err := os.MkdirAll(a.o.DataDir, 0o700); err != nil {
+		return fmt.Errorf("creating the agent's directory: %w", err)
+	}
+	r, err := readLease(a.o.DataDir)
+	if err != nil {
+		// Without it what stops on partition is stopped, which is safe.
+		a.log.Log(context.Background(), slog.LevelWarn, "the lease of the former daemon cannot be used", "event", "lease", "error", err)
+		return nil
+	}
+	if r.UntilMS > 0 {
+		left := min(r.UntilMS-bootTime().Milliseconds(), a.o.Lease.Milliseconds())
+		a.mu.Lock()
+		a.lease = converge.Lease{UntilMS: a.clock.nowMS() + left, Index: math.MaxUint64}
+		a.mu.Unlock()
+	}
+	return nil
+}
+
+// bootID tells one life of the machine from another; "" if that is not known.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
