@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,13 +51,29 @@ func TestChaos(t *testing.T) {
 
 	end := time.Now().Add(chaosFor())
 	for time.Now().Before(end) {
-		node := c.Nodes[rng.IntN(len(c.Nodes))]
-		c.Kill(node)
-		wait(time.Duration(200+rng.IntN(1500)) * time.Millisecond)
-		c.Restart(node)
+		switch node := c.Nodes[rng.IntN(len(c.Nodes))]; rng.IntN(5) {
+		case 0: // out for longer than its lease: its instances move
+			c.Kill(node)
+			wait(9 * time.Second)
+			c.Restart(node)
+		case 1: // a hypervisor dies
+			if vms := c.hypervisors(); len(vms) > 0 {
+				kill(t, vms[rng.IntN(len(vms))].Pid)
+			}
+		default: // back before anybody misses it
+			c.Kill(node)
+			wait(time.Duration(200+rng.IntN(1500)) * time.Millisecond)
+			c.Restart(node)
+		}
 		wait(time.Duration(1000+rng.IntN(3000)) * time.Millisecond)
 	}
 	c.WaitReady(3)
+	c.Eventually("both replicas run again", time.Minute, func() error {
+		if out, _, _ := c.CLI("vm", "status", "web"); strings.Count(out, "Running") != 2 {
+			return errors.New(out)
+		}
+		return nil
+	})
 	cancel()
 	wg.Wait()
 
@@ -78,7 +95,13 @@ func chaosFor() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("BLIXARD_CHAOS_FOR")); err == nil {
 		return d
 	}
-	return 40 * time.Second
+	return 50 * time.Second
+}
+
+func kill(t *testing.T, pid int) {
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Error(err)
+	}
 }
 
 func wait(d time.Duration) { <-time.After(d) }

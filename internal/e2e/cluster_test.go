@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"os"
@@ -25,7 +26,8 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
-	if testing.Short() || os.Getenv("BLIXARD_E2E_SKIP_BUILD") != "" {
+	flag.Parse()
+	if testing.Short() {
 		os.Exit(m.Run())
 	}
 	code := func() int {
