@@ -52,6 +52,9 @@ type Node struct {
 	Availability Availability
 	// Witness: votes, runs nothing.
 	Witness bool
+	// Simulated: an agent that pretends to run instances, for load tests; no
+	// machine and no replica.
+	Simulated bool
 
 	// By the leader.
 	State NodeState

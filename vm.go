@@ -82,9 +82,9 @@ type VM struct {
 	RestartSeq uint64
 	// SpecVersion counts changes of the spec that need new instances.
 	SpecVersion uint64
-	// UID is the index of the command that created the VM: never reused.
+	// UID is the version the VM was created with: never reused.
 	UID uint64
-	// Version is the index of the command that last changed the user's part.
+	// Version grows with each change of the user's part.
 	Version   uint64
 	CreatedMS int64
 	UpdatedMS int64

@@ -100,7 +100,7 @@ func (n *node) open() error {
 	n.srv, err = server.New(server.Options{
 		Identity: n.id, Opened: opened, Transport: n.tr, Peers: caller{n.tr}, MaxVoters: n.cfg.Consensus.MaxVoters, Tick: tick,
 		ElectionTicks: int(time.Duration(n.cfg.Consensus.ElectionTimeout) / tick), SnapshotEntries: n.cfg.Consensus.SnapshotThreshold,
-		Control: control.Config{LeaseMS: ms(n.cfg.Liveness.Lease), MarginMS: ms(n.cfg.Liveness.Margin)},
+		Control: control.Config{HeartbeatMS: ms(n.cfg.Liveness.HeartbeatInterval), LeaseMS: ms(n.cfg.Liveness.Lease), MarginMS: ms(n.cfg.Liveness.Margin)},
 		Release: release(), Log: n.log, Metrics: server.NewMetrics(n.reg),
 	})
 	if err != nil {

@@ -75,7 +75,7 @@ func (r *Replica) Advance(ready Ready) (Output, error) {
 		if err := r.storage.ApplySnapshot(rd.Snapshot); err != nil {
 			return out, fmt.Errorf("installing a snapshot: %w", err)
 		}
-		r.st, r.conf, r.arrived = r.arrived, ready.Snapshot.GetConfState(), nil
+		r.st, r.conf = r.arrived, ready.Snapshot.GetConfState()
 		out.Restored, out.Members = true, true
 	}
 	if err := r.storage.Append(rd.Entries); err != nil {
@@ -97,6 +97,7 @@ func (r *Replica) Advance(ready Ready) (Output, error) {
 		}
 	}
 	r.rn.Advance(rd)
+	r.arrived = nil // installed, or raft did not want it
 	out.Applied = r.st.Index()
 	r.noteStatus()
 	return out, nil

@@ -167,8 +167,13 @@ func (r *Replica) StepSnapshot(m *raftpb.Message, s *state.State) error {
 	if m.GetType() != raftpb.MsgSnap || m.GetSnapshot().GetMetadata().GetIndex() != s.Index() {
 		return fmt.Errorf("a snapshot of index %d came with a message for %d", s.Index(), m.GetSnapshot().GetMetadata().GetIndex())
 	}
+	if r.arrived != nil && r.rn.HasReady() {
+		return fmt.Errorf("another snapshot is about to be installed: %w", ErrDropped)
+	}
 	r.arrived = s
-	return ignorable(r.rn.Step(m))
+	err := r.rn.Step(m)
+	r.noteStatus()
+	return ignorable(err)
 }
 
 // ignorable drops what says only that a peer is not (or no longer) a member or

@@ -25,18 +25,23 @@ type Grant struct {
 
 // Heartbeat renews the lease of this node's agent at the leader.
 func (s *Server) Heartbeat(ctx context.Context) (Grant, error) {
+	return s.HeartbeatOf(ctx, s.opt.Identity.Name, s.opt.Identity.RaftID)
+}
+
+// HeartbeatOf renews the lease of a node whose agent works through this server.
+func (s *Server) HeartbeatOf(ctx context.Context, node blixard.NodeName, raftID uint64) (Grant, error) {
 	st := s.status.Load()
 	switch {
 	case st.leader == 0:
 		return Grant{}, &blixard.Error{Code: blixard.CodeUnavailable, Message: "no leader is known"}
 	case st.leader == s.opt.Identity.RaftID:
-		return s.GrantLease(ctx, s.opt.Identity.Name, s.opt.Identity.RaftID)
+		return s.GrantLease(ctx, node, raftID)
 	}
 	n := s.View().NodeByRaftID(st.leader)
 	if n == nil {
 		return Grant{}, &blixard.Error{Code: blixard.CodeUnavailable, Message: "the leader's address is not known yet"}
 	}
-	return s.opt.Peers.Heartbeat(ctx, n.Address, s.opt.Identity.Name, s.opt.Identity.RaftID)
+	return s.opt.Peers.Heartbeat(ctx, n.Address, node, raftID)
 }
 
 // GrantLease answers a heartbeat on the leader. Leadership is confirmed by a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/blixard/blixard"
@@ -17,11 +18,13 @@ type proposal struct {
 	encoded []byte
 	result  chan state.Result // room for one
 	sent    time.Time         // zero: not handed to raft
+	left    atomic.Bool       // nobody waits any more
 }
 
 // read is a wait for a linearizable view.
 type read struct {
 	result chan *state.View // room for one
+	left   atomic.Bool      // nobody waits any more
 }
 
 // round is one ReadIndex question and the reads it serves.
@@ -58,11 +61,10 @@ func (s *Server) Propose(ctx context.Context, e state.Envelope) (state.Outcome, 
 	}
 	p.encoded = state.AppendEnvelope(make([]byte, 0, 512), &e)
 	size := int64(len(p.encoded))
-	if s.pending.Add(1) > maxPending || s.pendingBytes.Add(size) > maxPendingBytes {
-		s.release(size)
+	defer s.release(size)
+	if n, bytes := s.pending.Add(1), s.pendingBytes.Add(size); n > maxPending || bytes > maxPendingBytes {
 		return state.Outcome{}, errOverloaded
 	}
-	defer s.release(size)
 	select {
 	case s.proposals <- p:
 	case <-s.done:
@@ -77,6 +79,7 @@ func (s *Server) Propose(ctx context.Context, e state.Envelope) (state.Outcome, 
 	case <-s.done:
 		return state.Outcome{}, errStopped
 	case <-ctx.Done():
+		p.left.Store(true)
 		s.call(func() { delete(s.waiting, p.request) })
 		return state.Outcome{}, unavailable(ctx, "the change was not confirmed in time, it may still happen")
 	}
@@ -88,7 +91,13 @@ func (s *Server) release(size int64) {
 }
 
 // take remembers a proposal; flush hands it to raft.
-func (s *Server) take(p *proposal) { s.waiting[p.request] = p; s.fresh = append(s.fresh, p) }
+func (s *Server) take(p *proposal) {
+	if p.left.Load() {
+		return // given up before it was taken
+	}
+	s.waiting[p.request] = p
+	s.fresh = append(s.fresh, p)
+}
 
 // flush packs the proposals that were taken into entries.
 func (s *Server) flush() {
@@ -191,6 +200,7 @@ func (s *Server) ReadView(ctx context.Context) (*state.View, error) {
 	case <-s.done:
 		return nil, errStopped
 	case <-ctx.Done():
+		rd.left.Store(true)
 		return nil, unavailable(ctx, "no leader has confirmed in time that this is the newest state")
 	}
 }
@@ -198,11 +208,15 @@ func (s *Server) ReadView(ctx context.Context) (*state.View, error) {
 // startRound asks for a read index on behalf of everybody who has come since
 // the last question was asked.
 func (s *Server) startRound() {
-	if s.round != nil || len(s.nextReads) == 0 {
+	if s.round != nil {
+		return
+	}
+	s.nextReads = slices.DeleteFunc(s.nextReads, func(rd *read) bool { return rd.left.Load() })
+	if len(s.nextReads) == 0 {
 		return
 	}
 	s.readySeq++
-	s.round = &round{id: s.opt.Identity.RaftID<<40 | s.readySeq, asked: time.Now(), reads: s.nextReads}
+	s.round = &round{id: s.readySeq, asked: time.Now(), reads: s.nextReads}
 	s.nextReads = nil
 	s.r.Read(s.round.id)
 }

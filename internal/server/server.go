@@ -122,7 +122,10 @@ func New(opt Options) (*Server, error) {
 		messages: make(chan []*raftpb.Message, 1024), proposals: make(chan *proposal, maxPending), reads: make(chan *read, maxPending),
 		calls: make(chan func(), 1024), done: make(chan struct{}), waiting: map[uint64]*proposal{}, hub: newHub(),
 	}
+	// Neither numbers nor read rounds of a former process of this node may be
+	// taken for this one's.
 	s.request.Store(opt.Identity.RaftID<<40 | rand.Uint64N(1<<39))
+	s.readySeq = rand.Uint64()
 	s.r, err = replica.New(replica.Config{
 		RaftID: opt.Identity.RaftID, ElectionTicks: opt.ElectionTicks, HeartbeatTicks: 1, MaxVoters: opt.MaxVoters, Control: opt.Control, Logger: raftLogger{s.log},
 	}, boot)
@@ -317,12 +320,12 @@ func (s *Server) send(messages []*raftpb.Message) {
 
 // finish answers whoever waited for what was just applied.
 func (s *Server) finish(out replica.Output) {
+	s.publish(out.Applied)
 	if out.Restored {
 		s.hub.reset(out.Applied)
 	} else {
 		s.hub.add(out.Applied, out.Changes)
 	}
-	s.publish(out.Applied)
 	for i := range out.Results {
 		res := &out.Results[i]
 		if p := s.waiting[res.Request]; p != nil {
@@ -367,7 +370,9 @@ func (s *Server) nameOf(raftID uint64) string {
 func (s *Server) peersChanged() {
 	var peers []transport.Peer
 	s.r.View().Nodes(func(n *blixard.Node) bool {
-		peers = append(peers, transport.Peer{RaftID: n.RaftID, Address: n.Address})
+		if !n.Simulated {
+			peers = append(peers, transport.Peer{RaftID: n.RaftID, Address: n.Address})
+		}
 		return true
 	})
 	if len(peers) == 0 { // just joined: the identity says whom to listen to

@@ -164,7 +164,7 @@ func TestWatchResumesAndTellsWhenItCannot(t *testing.T) {
 	a := c.found("node1")
 	first := c.propose(a, &state.CreateVM{Name: "one", Spec: spec(0)})
 	c.propose(a, &state.CreateVM{Name: "two", Spec: spec(0)})
-	next, err := a.srv.Watch(t.Context(), first.Version)
+	next, err := a.srv.Watch(t.Context(), first.Index)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func TestWatchResumesAndTellsWhenItCannot(t *testing.T) {
 	}
 	vm, ok := changes[0].Object.(*blixard.VM)
 	if !ok || vm.Name != "two" {
-		t.Fatalf("the first change after %d is %+v", first.Version, changes[0])
+		t.Fatalf("the first change after %d is %+v", first.Index, changes[0])
 	}
 	if err := a.stop(); err != nil {
 		t.Fatal(err)
@@ -191,7 +191,7 @@ func TestWatchResumesAndTellsWhenItCannot(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.start(a)
-	if _, err := a.srv.Watch(t.Context(), first.Version); !errors.Is(err, &blixard.Error{Code: blixard.CodeGone}) {
+	if _, err := a.srv.Watch(t.Context(), first.Index); !errors.Is(err, &blixard.Error{Code: blixard.CodeGone}) {
 		t.Fatalf("watching from before the snapshot answered %v", err)
 	}
 }

@@ -73,14 +73,24 @@ func (s *Server) Watch(ctx context.Context, from uint64) (func() ([]state.Change
 	at := h.dropped + uint64(sort.Search(len(h.changes), func(i int) bool { return h.changes[i].Index > from }))
 	return func() ([]state.Change, error) {
 		for {
+			if err := s.WaitApplied(ctx, from); err != nil { // from may be ahead of this node
+				return nil, err
+			}
 			h.mu.Lock()
 			if at < h.dropped {
 				err := h.gone(from)
 				h.mu.Unlock()
 				return nil, err
 			}
+			for at-h.dropped < uint64(len(h.changes)) && h.changes[at-h.dropped].Index <= from {
+				at++
+			}
 			if rest := h.changes[at-h.dropped:]; len(rest) > 0 {
-				out := append([]state.Change(nil), rest[:min(len(rest), 1024)]...)
+				n := min(len(rest), 1024)
+				for n < len(rest) && rest[n].Index == rest[n-1].Index {
+					n++ // an index is handed over whole, so that it can be resumed from
+				}
+				out := append([]state.Change(nil), rest[:n]...)
 				at += uint64(len(out))
 				from = out[len(out)-1].Index
 				h.mu.Unlock()

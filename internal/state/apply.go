@@ -76,7 +76,7 @@ func (v *View) Try(e Envelope) Result {
 }
 
 func (tx *txn) applyOne(e *Envelope) Result {
-	tx.nowMS = max(e.NowMS, tx.t.cluster.NowMS)
+	tx.nowMS = e.NowMS
 	tx.t.cluster.NowMS = tx.nowMS
 	tx.actor = e.Actor
 	r := Result{Request: e.Request}
@@ -92,7 +92,9 @@ func (tx *txn) applyOne(e *Envelope) Result {
 			return r
 		}
 	}
-	r.Outcome, r.Err = e.Command.apply(tx)
+	if r.Outcome, r.Err = e.Command.apply(tx); r.Err == nil {
+		r.Outcome.Index = tx.index
+	}
 	if e.Key != "" {
 		tx.remember(e.Key, &remembered{Print: print, AtMS: tx.nowMS, Outcome: r.Outcome, Err: r.Err})
 	}
@@ -112,16 +114,8 @@ func (tx *txn) remember(key string, r *remembered) {
 	tx.t.keys.Set(key, r)
 	tx.t.keyOrder.Set(c.NextKey, key)
 	c.NextKey++
-	for {
-		seq, oldest, ok := tx.t.keyOrder.Min()
-		if !ok {
-			return
-		}
-		old, _ := tx.t.keys.Get(oldest)
-		if tx.t.keyOrder.Len() <= maxKeys && old.AtMS+keyTTLMS > tx.nowMS {
-			return
-		}
-		tx.t.keyOrder.Delete(seq)
+	for tx.t.keyOrder.Len() > maxKeys {
+		_, oldest, _ := tx.t.keyOrder.PopMin()
 		tx.t.keys.Delete(oldest)
 	}
 }

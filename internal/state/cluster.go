@@ -73,8 +73,9 @@ func (m *RevokeToken) apply(tx *txn) (Outcome, *blixard.Error) {
 	return Outcome{Version: tx.index, Noop: !was}, nil
 }
 
-// useToken takes one use from a token, or refuses. All refusals read alike.
-func (tx *txn) useToken(id, hash string, node blixard.NodeName) *blixard.Error {
+// checkToken refuses a node whose join token does not hold. All refusals read
+// alike.
+func (tx *txn) checkToken(id, hash string, node blixard.NodeName) *blixard.Error {
 	if id == "" && hash == "" {
 		return nil // an operator's own command
 	}
@@ -85,6 +86,15 @@ func (tx *txn) useToken(id, hash string, node blixard.NodeName) *blixard.Error {
 			Hint: "make a new one on a member with `blixard cluster token create`",
 		}
 	}
+	return nil
+}
+
+// useToken takes one use from a token that was checked.
+func (tx *txn) useToken(id string) {
+	t, ok := tx.t.tokens.Get(id)
+	if !ok {
+		return
+	}
 	left := *t
 	if left.UsesLeft > 0 {
 		left.UsesLeft--
@@ -94,7 +104,12 @@ func (tx *txn) useToken(id, hash string, node blixard.NodeName) *blixard.Error {
 	} else {
 		tx.t.tokens.Set(id, &left)
 	}
-	return nil
+}
+
+// tokenIsFor tells whether a token was made for one node by name.
+func (tx *txn) tokenIsFor(id string, node blixard.NodeName) bool {
+	t, ok := tx.t.tokens.Get(id)
+	return ok && t.Node == node
 }
 
 // SetMaintenance turns the cluster's maintenance mode on or off.

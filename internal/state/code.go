@@ -178,6 +178,7 @@ func codeNode(c *wire.Coder, n *blixard.Node) {
 	wire.Int(c, &n.FeatureLevel)
 	wire.String(c, &n.Raft)
 	wire.Uint(c, &n.ModifiedIndex)
+	wire.Bool(c, &n.Simulated)
 }
 
 func codeCluster(c *wire.Coder, x *Cluster) {
@@ -210,4 +211,5 @@ func codeRemembered(c *wire.Coder, r *remembered) {
 	wire.String(c, &r.Outcome.Text)
 	wire.Bool(c, &r.Outcome.Noop)
 	wire.Optional(c, &r.Err, codeError)
+	wire.Uint(c, &r.Outcome.Index)
 }

@@ -34,6 +34,7 @@ var commands = []func() Command{
 	10: func() Command { return new(RefuseVM) },
 	11: func() Command { return new(Observe) },
 	12: func() Command { return new(DropInstance) },
+	13: func() Command { return new(ApplyVM) },
 	20: func() Command { return new(Bootstrap) },
 	21: func() Command { return new(JoinNode) },
 	22: func() Command { return new(ReportNode) },
@@ -48,7 +49,8 @@ var commands = []func() Command{
 
 // Outcome is what a command that succeeded tells its proposer.
 type Outcome struct {
-	Version uint64 // of the changed thing
+	Version uint64 // of the changed thing: grows with each change of it
+	Index   uint64 // of the entry
 	Value   uint64 // command-specific number, such as a raft ID
 	Text    string // command-specific text
 	Noop    bool   // all was as wanted already
@@ -162,13 +164,16 @@ func codeCommand(c *wire.Coder, cmd *Command) {
 		if c.Err() != nil {
 			return
 		}
-		if int(kind) >= len(commands) || commands[kind] == nil {
-			*cmd = &unknown{kind}
-			return
-		}
-		*cmd = commands[kind]()
+		*cmd = emptyCommand(kind)
 	}
 	c.Record((*cmd).code)
+}
+
+func emptyCommand(kind uint8) Command {
+	if int(kind) >= len(commands) || commands[kind] == nil {
+		return &unknown{kind}
+	}
+	return commands[kind]()
 }
 
 // unknown is a command of a newer release. The feature level keeps such
@@ -196,9 +201,31 @@ type Batch struct {
 	Commands []Command
 }
 
-func (b *Batch) kind() uint8 { return 7 }
+func (b *Batch) kind() uint8 { return batchKind }
 
-func (b *Batch) code(c *wire.Coder) { wire.List(c, &b.Commands, codeCommand) }
+func (b *Batch) code(c *wire.Coder) { wire.List(c, &b.Commands, codeItem) }
+
+// codeItem codes a batch's command. A batch in a batch is read as an unknown
+// command: foreign bytes must not nest without end.
+func codeItem(c *wire.Coder, cmd *Command) {
+	var kind uint8
+	if !c.Reading() {
+		kind = (*cmd).kind()
+	}
+	wire.Uint(c, &kind)
+	switch {
+	case !c.Reading():
+	case c.Err() != nil:
+		return
+	case kind == batchKind:
+		*cmd = &unknown{kind}
+	default:
+		*cmd = emptyCommand(kind)
+	}
+	c.Record((*cmd).code)
+}
+
+const batchKind = 7
 
 func (b *Batch) apply(tx *txn) (Outcome, *blixard.Error) {
 	if len(b.Commands) > maxBatchSize {
@@ -207,7 +234,7 @@ func (b *Batch) apply(tx *txn) (Outcome, *blixard.Error) {
 	saved, changes := tx.t.copy(), len(tx.changes)
 	noop := true
 	for i, cmd := range b.Commands {
-		if _, nested := cmd.(*Batch); nested {
+		if cmd.kind() == batchKind {
 			return tx.undo(saved, changes, blixard.Errorf(blixard.CodeInvalid, "item %d: a batch cannot hold a batch", i+1))
 		}
 		out, err := cmd.apply(tx)

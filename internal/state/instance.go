@@ -146,7 +146,8 @@ func (m *EndInstance) apply(tx *txn) (Outcome, *blixard.Error) {
 }
 
 // DropInstance forgets an incarnation that ended and that no agent will report
-// on: its node was lost or removed. Proposed by the leader.
+// on: it was lost, or its node is. A node that returns removes what is not in
+// its view. Proposed by the leader.
 type DropInstance struct {
 	VM         blixard.VMName
 	Ordinal    int
@@ -166,11 +167,17 @@ func (m *DropInstance) apply(tx *txn) (Outcome, *blixard.Error) {
 	switch {
 	case !ok:
 		return Outcome{Noop: true}, nil
-	case i.State != blixard.Lost:
-		return Outcome{}, blixard.Errorf(blixard.CodeConflict, "%s is %s; only a lost incarnation can be dropped", i.Incarnation(), i.State)
+	case !i.State.Terminal() || i.State != blixard.Lost && !tx.t.gone(i.Node):
+		return Outcome{}, blixard.Errorf(blixard.CodeConflict, "%s is %s on %s; only a lost incarnation can be dropped", i.Incarnation(), i.State, i.Node)
 	}
 	tx.forget(i)
 	return Outcome{Version: tx.index}, nil
+}
+
+// gone tells whether a node is lost or no member.
+func (t *tables) gone(name blixard.NodeName) bool {
+	n := t.node(name)
+	return n == nil || n.State == blixard.NodeLost
 }
 
 // forget deletes an incarnation's row for good, and keeps its generation from

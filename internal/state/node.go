@@ -1,6 +1,7 @@
 package state
 
 import (
+	"reflect"
 	"slices"
 
 	"github.com/blixard/blixard"
@@ -16,6 +17,7 @@ type NodeIdentity struct {
 	Labels         []blixard.Label
 	Roles          []string
 	Witness        bool
+	Simulated      bool
 }
 
 func (n *NodeIdentity) check() *blixard.Error {
@@ -49,7 +51,7 @@ func (n *NodeIdentity) node() *blixard.Node {
 		roles = []string{"hypervisor"}
 	}
 	return &blixard.Node{
-		Name: n.Name, Address: n.Address, PublishAddress: n.PublishAddress, Zone: n.Zone, Labels: n.Labels, Roles: roles, Witness: n.Witness,
+		Name: n.Name, Address: n.Address, PublishAddress: n.PublishAddress, Zone: n.Zone, Labels: n.Labels, Roles: roles, Witness: n.Witness, Simulated: n.Simulated,
 		Availability: blixard.Active, State: blixard.NodeJoining, Raft: blixard.RoleNone,
 	}
 }
@@ -62,6 +64,7 @@ func codeIdentity(c *wire.Coder, n *NodeIdentity) {
 	wire.List(c, &n.Labels, codeLabel)
 	wire.Strings(c, &n.Roles)
 	wire.Bool(c, &n.Witness)
+	wire.Bool(c, &n.Simulated)
 }
 
 // Bootstrap is the first command of a cluster: it names the cluster and its
@@ -124,7 +127,7 @@ func (m *JoinNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	if err := m.Node.check(); err != nil {
 		return Outcome{}, err
 	}
-	if err := tx.useToken(m.TokenID, m.TokenHash, m.Node.Name); err != nil {
+	if err := tx.checkToken(m.TokenID, m.TokenHash, m.Node.Name); err != nil {
 		return Outcome{}, err
 	}
 	var clash *blixard.Node
@@ -141,14 +144,16 @@ func (m *JoinNode) apply(tx *txn) (Outcome, *blixard.Error) {
 		}
 	}
 	if old := tx.t.node(m.Node.Name); old != nil {
-		if old.State == blixard.NodeReady && !m.Replace {
+		// A token for anybody must not be enough to push out a node that works.
+		if old.State == blixard.NodeReady && (!m.Replace || m.TokenID != "" && !tx.tokenIsFor(m.TokenID, m.Node.Name)) {
 			return Outcome{}, &blixard.Error{
 				Code: blixard.CodeExists, Message: "a node named " + string(m.Node.Name) + " is a member and in touch",
-				Hint: "choose another --node-id, or remove it first with `blixard cluster remove-node " + string(m.Node.Name) + "`",
+				Hint: "choose another --node-id, remove it first with `blixard cluster remove-node " + string(m.Node.Name) + "`, or replace it with a token of `blixard cluster token create --node " + string(m.Node.Name) + "`",
 			}
 		}
 		tx.loseInstances(old, true)
 	}
+	tx.useToken(m.TokenID)
 	n := m.Node.node()
 	n.RaftID, n.JoinedMS = tx.t.cluster.NextRaftID, tx.nowMS
 	if old := tx.t.node(n.Name); old != nil {
@@ -212,6 +217,9 @@ func (m *ReportNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	n.Capacity, n.Reserved, n.MaxInstances, n.Hypervisors = m.Capacity, m.Reserved, m.MaxInstances, m.Hypervisors
 	n.Acceleration, n.Version, n.FeatureLevel = clip(m.Acceleration), clip(m.Release), m.FeatureLevel
 	n.Labels = mergeLabels(old.Labels, m.Labels)
+	if reflect.DeepEqual(*old, n) && n.State != blixard.NodeJoining {
+		return Outcome{Version: old.ModifiedIndex, Noop: true}, nil
+	}
 	if n.State == blixard.NodeJoining {
 		n.State = blixard.NodeReady
 		tx.event(Event{Kind: "NodeReady", Node: n.Name, Message: "its agent reports"})
@@ -234,7 +242,16 @@ func mergeLabels(old, now []blixard.Label) []blixard.Label {
 		}
 		return 1
 	})
-	return out
+	return tidy(out)
+}
+
+// tidy gives an empty list the form it has after a snapshot was restored, so
+// that comparisons come out alike on every replica.
+func tidy(labels []blixard.Label) []blixard.Label {
+	if len(labels) == 0 {
+		return nil
+	}
+	return labels
 }
 
 func (tx *txn) member(name blixard.NodeName, raftID uint64) (*blixard.Node, *blixard.Error) {
@@ -260,7 +277,7 @@ func (t *tables) nodeNames() []string {
 	var names []string
 	t.nodes.Scan(func(n blixard.NodeName, _ *blixard.Node) bool {
 		names = append(names, string(n))
-		return len(names) < 1000
+		return len(names) < maxHintNames
 	})
 	return names
 }
@@ -298,7 +315,7 @@ func (m *SetNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	default:
 		return Outcome{}, blixard.Errorf(blixard.CodeInvalid, "the availability %q is not known: active, cordoned or draining", clip(string(m.Availability)))
 	}
-	n.Labels = slices.DeleteFunc(mergeLabels(old.Labels, m.SetLabels), func(l blixard.Label) bool { return slices.Contains(m.DropLabels, l.Key) })
+	n.Labels = tidy(slices.DeleteFunc(mergeLabels(old.Labels, m.SetLabels), func(l blixard.Label) bool { return slices.Contains(m.DropLabels, l.Key) }))
 	if n.Availability == old.Availability && slices.Equal(n.Labels, old.Labels) {
 		return Outcome{Version: old.ModifiedIndex, Noop: true}, nil
 	}
@@ -361,6 +378,22 @@ func (tx *txn) loseInstances(n *blixard.Node, forGood bool) {
 	}
 }
 
+// forgetEnded drops the incarnations that ended on a node that goes: no agent
+// will ever report them removed. Lost ones stay until the leader may replace
+// them.
+func (tx *txn) forgetEnded(n *blixard.Node) {
+	var ended []*blixard.Instance
+	tx.t.instancesOn(n.Name, func(i *blixard.Instance) bool {
+		if i.State.Terminal() && i.State != blixard.Lost {
+			ended = append(ended, i)
+		}
+		return true
+	})
+	for _, i := range ended {
+		tx.forget(i)
+	}
+}
+
 // ReviveNode takes a lost node back. Proposed by the leader when it hears from
 // it again.
 type ReviveNode struct {
@@ -419,6 +452,7 @@ func (m *RemoveNode) apply(tx *txn) (Outcome, *blixard.Error) {
 		}
 	}
 	tx.loseInstances(n, true)
+	tx.forgetEnded(n)
 	tx.t.nodes.Delete(n.Name)
 	tx.changed(ChangeNode, n, true)
 	tx.event(Event{Kind: "NodeRemoved", Node: n.Name, Message: "removed by " + tx.who()})

@@ -31,11 +31,11 @@ import (
 // Bounds of what is remembered.
 const (
 	maxEvents    = 10_000
-	maxKeys      = 100_000
-	keyTTLMS     = 15 * 60 * 1000
+	maxKeys      = 200_000 // idempotency keys, the newest; counted, since clocks can be wrong
 	maxTokens    = 1_000
 	maxMessage   = 1_024 // bytes of any observed text
 	maxBatchSize = 20_000
+	maxHintNames = 200 // looked at for "did you mean"; every replica does it
 )
 
 // tables are the rows. Maps are copied on write: copying a whole table costs
@@ -78,7 +78,7 @@ type Cluster struct {
 	Maintenance  bool
 	FeatureLevel int
 	CreatedMS    int64
-	// NowMS is the newest time of any command; it never goes back.
+	// NowMS is the time of the last command, by its proposer's clock.
 	NowMS int64
 	// Secret authenticates nodes to each other and users to the cluster.
 	Secret string
@@ -187,6 +187,11 @@ func (v *View) VM(name blixard.VMName) *blixard.VM { return v.t.vm(name) }
 // VMs calls yield for each VM by name.
 func (v *View) VMs(yield func(*blixard.VM) bool) {
 	v.t.vms.Scan(func(_ blixard.VMName, vm *blixard.VM) bool { return yield(vm) })
+}
+
+// VMsFrom is VMs, beginning with the first name that is not less than from.
+func (v *View) VMsFrom(from blixard.VMName, yield func(*blixard.VM) bool) {
+	v.t.vms.Ascend(from, func(_ blixard.VMName, vm *blixard.VM) bool { return yield(vm) })
 }
 
 // VMCount is the number of VMs.

@@ -40,7 +40,7 @@ func (m *CreateVM) apply(tx *txn) (Outcome, *blixard.Error) {
 		return Outcome{}, err
 	}
 	vm := &blixard.VM{
-		Name: m.Name, Spec: m.Spec, Desired: blixard.DesiredStopped, SpecVersion: 1, UID: tx.uid(), Version: tx.index,
+		Name: m.Name, Spec: m.Spec, Desired: blixard.DesiredStopped, SpecVersion: 1, UID: tx.serial(), Version: tx.serial(),
 		CreatedMS: tx.nowMS, UpdatedMS: tx.nowMS, FirstGeneration: tx.t.cluster.Watermark + 1,
 	}
 	if m.Start {
@@ -51,9 +51,9 @@ func (m *CreateVM) apply(tx *txn) (Outcome, *blixard.Error) {
 	return Outcome{Version: vm.Version}, nil
 }
 
-// uid numbers created VMs: the event sequence grows with each of them, and
-// many may be created by one entry.
-func (tx *txn) uid() uint64 { return tx.t.cluster.NextEvent + 1 }
+// serial numbers changes that users make: each of them leaves an event, so it
+// grows with each, also when one entry holds many.
+func (tx *txn) serial() uint64 { return tx.t.cluster.NextEvent + 1 }
 
 func (tx *txn) who() string {
 	if tx.actor == "" {
@@ -124,7 +124,7 @@ func (tx *txn) noVM(name blixard.VMName) *blixard.Error {
 	var names []string
 	tx.t.vms.Scan(func(n blixard.VMName, _ *blixard.VM) bool {
 		names = append(names, string(n))
-		return len(names) < 1000
+		return len(names) < maxHintNames
 	})
 	if near := blixard.Nearest(string(name), names); near != "" {
 		e.Hint = "did you mean " + near + "?"
@@ -184,7 +184,7 @@ func needsNewInstances(old, now *blixard.VMSpec) bool {
 
 // userChanged stores a changed VM as a new version.
 func (tx *txn) userChanged(vm *blixard.VM, kind, message string) Outcome {
-	vm.Version, vm.UpdatedMS = tx.index, tx.nowMS
+	vm.Version, vm.UpdatedMS = tx.serial(), tx.nowMS
 	vm.Refusal = nil
 	tx.setVM(vm)
 	tx.event(Event{Kind: kind, VM: vm.Name, Message: message})
@@ -311,6 +311,7 @@ func (m *RestartVM) apply(tx *txn) (Outcome, *blixard.Error) {
 type DeleteVM struct {
 	Name          blixard.VMName
 	ExpectVersion uint64
+	IfExists      bool // a VM that is not there is a Noop
 }
 
 func (m *DeleteVM) kind() uint8 { return 6 }
@@ -318,11 +319,15 @@ func (m *DeleteVM) kind() uint8 { return 6 }
 func (m *DeleteVM) code(c *wire.Coder) {
 	wire.String(c, &m.Name)
 	wire.Uint(c, &m.ExpectVersion)
+	wire.Bool(c, &m.IfExists)
 }
 
 func (m *DeleteVM) apply(tx *txn) (Outcome, *blixard.Error) {
-	if old := tx.t.vm(m.Name); old != nil && old.Deleting {
+	switch old := tx.t.vm(m.Name); {
+	case old != nil && old.Deleting:
 		return Outcome{Version: old.Version, Noop: true}, nil
+	case old == nil && m.IfExists:
+		return Outcome{Noop: true}, nil
 	}
 	old, err := tx.find(m.Name, m.ExpectVersion)
 	if err != nil {

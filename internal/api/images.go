@@ -1,0 +1,166 @@
+package api
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/blixard/blixard"
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+)
+
+// Images is what the API needs of this node's image store. Digests are 64
+// lower-case hexadecimal digits, without "sha256:". Errors are *blixard.Error.
+type Images interface {
+	// List returns the images that the store keeps.
+	List(ctx context.Context) ([]ImageInfo, error)
+	// Export writes an image's archive to w. CodeNotFound, before anything is
+	// written, when the store has no such image.
+	Export(ctx context.Context, digest string, w io.Writer) error
+	// Import reads an archive and keeps the image. With a digest it refuses
+	// (CodeInvalid) content that has another one. Importing what is there is no
+	// error.
+	Import(ctx context.Context, r io.Reader, digest string) (ImageInfo, error)
+}
+
+// ImageInfo is an image of a store.
+type ImageInfo struct {
+	Digest      string // 64 lower-case hexadecimal digits
+	SizeBytes   int64  // 0 if not known
+	Description string
+	CreatedMS   int64 // 0 if not known
+}
+
+const (
+	imagePrefix  = "/v1/images/"
+	digestPrefix = "sha256:"
+	archiveType  = "application/x-tar"
+)
+
+// images implements ImageService.
+type images struct{ *Handler }
+
+func (h images) ListImages(ctx context.Context, _ *blixardv1.ListImagesRequest) (*blixardv1.ListImagesResponse, error) {
+	if h.opt.Images == nil {
+		return nil, errNoImages
+	}
+	list, err := h.opt.Images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	answer := &blixardv1.ListImagesResponse{}
+	for i := range list {
+		answer.Images = append(answer.Images, imageMessage(&list[i]))
+	}
+	return answer, nil
+}
+
+var errNoImages = blixard.Errorf(blixard.CodeRefused, "this node keeps no images")
+
+func imageMessage(i *ImageInfo) *blixardv1.Image {
+	return &blixardv1.Image{Digest: digestPrefix + i.Digest, SizeBytes: i.SizeBytes, Description: i.Description, CreatedMs: i.CreatedMS}
+}
+
+// serveImage serves the content of images: PUT and GET /v1/images/{digest},
+// POST /v1/images.
+func (h *Handler) serveImage(w http.ResponseWriter, r *http.Request) {
+	if err := h.authorize(r.Header.Get("Authorization")); err != nil {
+		h.problem(w, err)
+		return
+	}
+	if h.opt.Images == nil {
+		h.problem(w, errNoImages)
+		return
+	}
+	digest := strings.TrimPrefix(r.URL.Path, imagePrefix)
+	if r.URL.Path == "/v1/images" {
+		digest = ""
+	} else {
+		digest = strings.TrimPrefix(digest, digestPrefix)
+		if len(digest) != 64 || strings.Trim(digest, "0123456789abcdef") != "" {
+			h.problem(w, blixard.Invalid("digest", "", "%.80q is not sha256:<64 hex digits>", digest))
+			return
+		}
+	}
+	switch {
+	case r.Method == http.MethodPut && digest != "", r.Method == http.MethodPost && digest == "":
+		h.putImage(w, r, digest)
+	case r.Method == http.MethodGet && digest != "":
+		h.getImage(w, r, digest)
+	default:
+		h.problem(w, errMethod(r.Method, "GET, PUT"))
+	}
+}
+
+func (h *Handler) putImage(w http.ResponseWriter, r *http.Request, digest string) {
+	image, err := h.opt.Images.Import(r.Context(), r.Body, digest)
+	if err != nil {
+		h.problem(w, err)
+		return
+	}
+	writeJSON(w, http.StatusOK, blixardv1.AppendJSON(nil, imageMessage(&image)))
+}
+
+// getImage sends an image that this node has, or that another one has: a node
+// that is to run an instance asks for what it lacks.
+func (h *Handler) getImage(w http.ResponseWriter, r *http.Request, digest string) {
+	w.Header().Set("Content-Type", archiveType)
+	out := &countingWriter{w: w}
+	err := h.opt.Images.Export(r.Context(), digest, out)
+	if err != nil && out.n == 0 && blixard.CodeOf(err) == blixard.CodeNotFound && r.Header.Get(forwardedHeader) == "" {
+		err = h.fetchImage(r.Context(), digest, out)
+	}
+	switch {
+	case err == nil:
+	case out.n == 0:
+		h.problem(w, err)
+	default:
+		h.opt.Log.Warn("sending an image broke off", "digest", digest, "error", err)
+		panic(http.ErrAbortHandler) // the receiver must not take half for the whole
+	}
+}
+
+// fetchImage copies an image from the first node that has it.
+func (h *Handler) fetchImage(ctx context.Context, digest string, w io.Writer) error {
+	missing := &blixard.Error{Code: blixard.CodeNotFound, Message: "no node has the image " + digestPrefix + digest, Hint: "import it again with `blixard vm create --image PATH`"}
+	if h.opt.Peers == nil {
+		return missing
+	}
+	view, here := h.opt.Backend.View(), h.opt.Backend.Status().Node
+	var others []string
+	view.Nodes(func(n *blixard.Node) bool {
+		if n.Name != here && n.State == blixard.NodeReady {
+			others = append(others, n.Address)
+		}
+		return true
+	})
+	for _, address := range others {
+		peer, err := h.opt.Peers(address)
+		if err != nil {
+			return err
+		}
+		archive, _, err := peer.GetImage(ctx, digestPrefix+digest)
+		if err != nil {
+			h.opt.Log.Debug("a node does not give an image", "address", address, "error", err)
+			continue
+		}
+		_, err = io.Copy(w, archive)
+		if closeErr := archive.Close(); err == nil {
+			err = closeErr
+		}
+		return err
+	}
+	return missing
+}
+
+type countingWriter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
+}

@@ -1,0 +1,245 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/blixard/blixard"
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
+)
+
+func (a *app) devStatus() *cobra.Command {
+	var flags listFlags
+	cmd := &cobra.Command{
+		Use: "status", Short: "The nodes of the cluster on this machine", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d, err := a.needDev(false)
+			if err != nil {
+				return err
+			}
+			s, statusErr := d.status(cmd.Context())
+			l := d.listing(s)
+			l.whole = func(objects []any) any {
+				return map[string]any{"dir": d.dir, "leader": s.GetLeader(), "nodes": objects}
+			}
+			if err := a.print(a.env.Stdout, l, flags); err != nil {
+				return err
+			}
+			if statusErr != nil {
+				return fmt.Errorf("asking the cluster: %w", statusErr)
+			}
+			return nil
+		},
+	}
+	flags.add(cmd, false)
+	return cmd
+}
+
+func (d *devCluster) listing(s *blixardv1.ClusterStatus) *listing {
+	l := &listing{
+		key: "nodes", columns: []column{{name: "NODE"}, {name: "SERVER"}, {name: "STATE"}, {name: "ROLE"}, {name: "PID"}, {name: "ADDRESS"}, {name: "PUBLISH"}, {name: "DATA", wide: true}, {name: "LOG", wide: true}},
+	}
+	known := map[string]*blixardv1.Node{}
+	for _, n := range s.GetNodes() {
+		known[n.Id] = n
+	}
+	for _, n := range d.Nodes {
+		server, pid := "down", 0
+		if n.alive() {
+			server, pid = "up", n.Pid
+		}
+		of := known[n.Name]
+		pidCell := str("")
+		if pid > 0 {
+			pidCell = num(pid)
+		}
+		l.rows = append(l.rows, row{
+			name: "node/" + n.Name,
+			object: map[string]any{
+				"id": n.Name, "server": server, "pid": pid, "state": of.GetState(), "role": of.GetRole(), "address": n.Listen, "publishAddress": n.Publish,
+				"dataDir": d.dataDir(n), "log": d.logFile(n),
+			},
+			cells: []cell{str(n.Name), str(server), str(of.GetState()), str(of.GetRole()), pidCell, str(n.Listen), str(n.Publish), str(d.dataDir(n)), str(d.logFile(n))},
+		})
+	}
+	return l
+}
+
+func (a *app) completeDevNodes(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	d, err := a.openDev(false)
+	if err != nil || d == nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var out []string
+	for _, n := range d.Nodes {
+		out = append(out, n.Name)
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// withDev runs do with the locked cluster.
+func (a *app) withDev(do func(*devCluster) error) error {
+	d, err := a.needDev(true)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(d), d.release())
+}
+
+func (a *app) devKill() *cobra.Command {
+	var withVMs bool
+	cmd := &cobra.Command{
+		Use: "kill NODE…", Short: "Kill the server of a node with SIGKILL, as a crash would", Args: takes("NODE…"), ValidArgsFunction: a.completeDevNodes,
+		Long: `Kill the server of a node with SIGKILL. Its VMs run on, as after a crash of the
+server; --vms kills them too, as a power cut would.`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.withDev(func(d *devCluster) error {
+				for _, name := range args {
+					n, err := d.node(name)
+					if err != nil {
+						return err
+					}
+					if err := a.killNode(d, n, withVMs); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&withVMs, "vms", false, "kill its VMs too, as a power cut would")
+	return cmd
+}
+
+func (a *app) killNode(d *devCluster, n *devNode, withVMs bool) error {
+	var victims []process
+	if n.alive() {
+		p, err := readProcess(n.Pid)
+		if err != nil {
+			return fmt.Errorf("looking at the server of %s: %w", n.Name, err)
+		}
+		victims = append(victims, p)
+	} else if !withVMs {
+		return blixard.Errorf(blixard.CodeConflict, "the server of %s does not run", n.Name)
+	}
+	for _, p := range victims {
+		if err := p.signal(unix.SIGKILL); err != nil {
+			return err
+		}
+	}
+	if left := awaitEnd(victims, 5*time.Second); len(left) > 0 {
+		return blixard.Errorf(blixard.CodeUnavailable, "the server of %s does not end", n.Name)
+	}
+	n.Pid, n.Ticks, n.Started = 0, 0, false
+	if err := d.save(); err != nil {
+		return err
+	}
+	if !withVMs {
+		return a.done("node", n.Name, "killed")
+	}
+	exe, err := a.serverExe()
+	if err != nil {
+		return err
+	}
+	if err := endAll(d.dataDir(n), exe, 0); err != nil {
+		return err
+	}
+	return a.done("node", n.Name, "killed with its VMs")
+}
+
+func (a *app) devStart() *cobra.Command {
+	noWait := false
+	cmd := &cobra.Command{
+		Use: "start NODE…", Short: "Start the server of a node again", Args: takes("NODE…"), ValidArgsFunction: a.completeDevNodes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withDev(func(d *devCluster) error {
+				for _, name := range args {
+					n, err := d.node(name)
+					if err != nil {
+						return err
+					}
+					if err := a.startNode(cmd.Context(), d, n, noWait); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait until the node is ready")
+	return cmd
+}
+
+func (a *app) startNode(ctx context.Context, d *devCluster, n *devNode, noWait bool) error {
+	if n.alive() {
+		return a.done("node", n.Name, "runs already")
+	}
+	join, token := "", ""
+	if !joined(d, n) && n != d.Nodes[0] {
+		var err error
+		if token, err = d.joinToken(ctx, n); err != nil {
+			return err
+		}
+		join = d.Nodes[0].Listen
+	}
+	if err := d.begin(a, n, join, token); err != nil {
+		return err
+	}
+	if noWait {
+		return a.done("node", n.Name, "started")
+	}
+	err := a.poll(ctx, "node/"+n.Name+" is not ready", func(ctx context.Context) (bool, string, error) {
+		if !n.alive() {
+			return false, "", blixard.Errorf(blixard.CodeRefused, "the server of %s has ended: %s", n.Name, d.lastWords(n))
+		}
+		s, err := d.status(ctx, n.Listen)
+		if err != nil {
+			return false, "waiting for an answer of " + n.Name, nil
+		}
+		for _, m := range s.Nodes {
+			if m.Id == n.Name {
+				return m.State == "Ready" && s.Ready, n.Name + " is " + m.State, nil
+			}
+		}
+		return false, n.Name + " is no member", nil
+	})
+	if err != nil {
+		return err
+	}
+	return a.done("node", n.Name, "started")
+}
+
+func (a *app) devEnv() *cobra.Command {
+	return &cobra.Command{
+		Use: "env", Short: "Print shell exports that point commands at the cluster", Args: takes(),
+		Example: "  eval \"$(blixard dev env)\"",
+		RunE: func(*cobra.Command, []string) error {
+			d, err := a.needDev(false)
+			if err != nil {
+				return err
+			}
+			token := d.token()
+			if token == "" {
+				return &blixard.Error{Code: blixard.CodeUnavailable, Message: "the cluster in " + d.dir + " has no token yet", Hint: "`blixard dev up --detach` starts it and waits until it is ready"}
+			}
+			env := [][2]string{{"BLIXARD_ADDR", strings.Join(d.addresses(), ",")}, {"BLIXARD_TOKEN", token}, {"BLIXARD_DEV_DIR", d.dir}}
+			if a.output == formatJSON || a.output == formatYAML {
+				out := map[string]string{}
+				for _, kv := range env {
+					out[kv[0]] = kv[1]
+				}
+				return a.printObject(a.env.Stdout, out)
+			}
+			for _, kv := range env {
+				fmt.Fprintf(a.env.Stdout, "export %s='%s'\n", kv[0], strings.ReplaceAll(kv[1], "'", `'\''`))
+			}
+			return nil
+		},
+	}
+}
