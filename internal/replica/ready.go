@@ -176,7 +176,6 @@ func (r *Replica) Control() {
 	if err := r.Propose(state.EncodeEntry(envelopes)); err != nil {
 		// Nothing was done; the same is decided again when there is room.
 		r.ctlRequest, r.ctlWakeMS = 0, r.nowMonoMS+50
-		r.ctl.Reset(r.st.View(), r.nowMonoMS)
 	}
 }
 

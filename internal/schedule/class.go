@@ -107,7 +107,7 @@ func (x *Index) refresh(c *class) {
 		x.build(c)
 		return
 	}
-	last := int32(-1)
+	last := int32(math.MinInt32)
 	for _, change := range x.journal[c.seen-x.trimmed:] {
 		n := change
 		if n == last {
@@ -215,7 +215,7 @@ func (x *Index) static(c *class, n int32) int64 {
 }
 
 func (x *Index) base(c *class, n int32) int64 {
-	if c.static[n] == none {
+	if c.static[n] == none || x.nodes[n] == nil { // that the row is gone may come later in the journal
 		return none
 	}
 	q := &x.q // what is left in it of the last question is not looked at

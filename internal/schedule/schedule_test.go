@@ -347,3 +347,35 @@ func TestManyClasses(t *testing.T) {
 		}
 	}
 }
+
+// TestChangesInTurn: an index that has answered before takes in a changed row
+// of its first node, and a node that goes with what it held.
+func TestChangesInTurn(t *testing.T) {
+	w := newWorld()
+	w.addNode("n1", nodeKind{cores: 2, memoryMiB: 4096})
+	w.addNode("n2", nodeKind{cores: 2, memoryMiB: 2048})
+	w.must(&state.SetNode{Name: "n1", Availability: blixard.Cordoned})
+	w.must(&state.CreateVM{Name: "a", Spec: spec(func(s *blixard.VMSpec) { s.MemoryMiB = 1024 }), Start: true})
+	vm := w.s.View().VM("a")
+	r := schedule.Request{VM: "a", Spec: &vm.Spec}
+	x := schedule.NewIndex(w.s.View())
+	expect := func(want blixard.NodeName) schedule.Placement {
+		t.Helper()
+		p, _ := x.Find(r)
+		if p.Node != want {
+			t.Fatalf("found %q, want %q", p.Node, want)
+		}
+		return p
+	}
+	do := func(c state.Command) {
+		changes := w.must(c)
+		x.Observe(w.s.View(), changes)
+	}
+	expect("n2")
+	do(&state.SetNode{Name: "n1", Availability: blixard.Active})
+	p := expect("n1")
+	do(place(vm, 1, p))
+	expect("n2")
+	do(&state.RemoveNode{Name: "n1", Force: true})
+	expect("n2")
+}
