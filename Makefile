@@ -76,6 +76,7 @@ bin/golangci-lint-$(GOLANGCI_LINT_VERSION):
 gen: ## generate the API's code and its OpenAPI document from api/**/*.proto
 	cd tools && $(GO) run ./genproto
 	gofmt -l -w api
+	$(GO) run ./cmd/blixard gen docs docs
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
+	"strconv"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -29,6 +30,13 @@ const (
 	unreachableFor = 3 * time.Second
 )
 
+// NewKey makes an idempotency key. Keys made later sort after those made before,
+// give or take clocks: the cluster keeps them in order, and neighbours in time
+// are then neighbours in memory.
+func NewKey() string {
+	return strconv.FormatInt(time.Now().UnixMilli(), 32) + "-" + rand.Text()[:16]
+}
+
 // read makes a call that changes nothing, change one that does. method picks
 // the generated method of an endpoint.
 func read[Req, Res any](ctx context.Context, c *Client, req Req, method func(*endpoint) func(context.Context, Req) (Res, error)) (Res, error) {
@@ -36,7 +44,7 @@ func read[Req, Res any](ctx context.Context, c *Client, req Req, method func(*en
 }
 
 func change[Req, Res any](ctx context.Context, c *Client, req Req, method func(*endpoint) func(context.Context, Req) (Res, error)) (Res, error) {
-	return call(ctx, c, rand.Text(), req, method)
+	return call(ctx, c, NewKey(), req, method)
 }
 
 func call[Req, Res any](ctx context.Context, c *Client, key string, req Req, method func(*endpoint) func(context.Context, Req) (Res, error)) (Res, error) {
@@ -145,7 +153,7 @@ func (r *retries) unreachable(err error) *blixard.Error {
 	}
 	return &blixard.Error{
 		Code: blixard.CodeUnavailable, Message: "cannot reach " + e.url + ": " + text,
-		Hint: "is `blixard server` running there? --address or BLIXARD_ADDR names another node",
+		Hint: "is `blixard server` running there? --addr or BLIXARD_ADDR names another node",
 	}
 }
 

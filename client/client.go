@@ -100,7 +100,7 @@ type endpoint struct {
 // New returns a Client. Nothing is dialled yet.
 func New(o Options) (*Client, error) {
 	if len(o.Addresses) == 0 {
-		return nil, blixard.Invalid("address", "give one with --address or BLIXARD_ADDR, such as 127.0.0.1:7400", "no address of a node is given")
+		return nil, blixard.Invalid("address", "give one with --addr or BLIXARD_ADDR, such as 127.0.0.1:7400", "no address of a node is given")
 	}
 	c := &Client{retryFor: o.RetryFor, header: http.Header{}}
 	if c.retryFor == 0 {
@@ -121,18 +121,21 @@ func New(o Options) (*Client, error) {
 		c.header.Set(ForwardedHeader, o.ForwardedBy)
 	}
 	unary, streams := o.HTTPClient, o.HTTPClient
+	var calls connecthttp.HTTPClient = unary
 	c.close = func() {}
 	if o.HTTPClient == nil {
 		a, b := transports(o.TLS)
 		unary, streams = &http.Client{Transport: a}, &http.Client{Transport: b}
-		c.close = func() { a.CloseIdleConnections(); b.CloseIdleConnections() }
+		lean := newUnaryHTTP(a.DialContext, unary)
+		calls = lean
+		c.close = func() { a.CloseIdleConnections(); b.CloseIdleConnections(); lean.CloseIdleConnections() }
 	}
 	for _, address := range o.Addresses {
 		url, err := baseURL(address, o.TLS != nil)
 		if err != nil {
 			return nil, err
 		}
-		c.endpoints = append(c.endpoints, newEndpoint(url, unary, streams, c.setHeaders))
+		c.endpoints = append(c.endpoints, newEndpoint(url, unary, calls, streams, c.setHeaders))
 	}
 	return c, nil
 }
@@ -145,6 +148,9 @@ func transports(config *tls.Config) (unary, streams *http.Transport) {
 		DialContext: dialer.DialContext, TLSClientConfig: config, ForceAttemptHTTP2: true,
 		MaxIdleConns: 1024, MaxIdleConnsPerHost: 512, IdleConnTimeout: 60 * time.Second, TLSHandshakeTimeout: 5 * time.Second,
 		DisableCompression: true,
+		// Without it the content of an image would be sent before the node can say
+		// that it has it.
+		ExpectContinueTimeout: 10 * time.Second,
 	}
 	streams = unary.Clone()
 	// A stream may be silent for long: pings find out when the node is gone.
@@ -155,11 +161,11 @@ func transports(config *tls.Config) (unary, streams *http.Transport) {
 	return unary, streams
 }
 
-func newEndpoint(url string, unary, streams *http.Client, headers connect.ClientInterceptor) *endpoint {
+func newEndpoint(url string, unary *http.Client, calls connecthttp.HTTPClient, streams *http.Client, headers connect.ClientInterceptor) *endpoint {
 	limit := connecthttp.WithReadMaxBytes(maxMessageBytes)
 	e := &endpoint{
 		url: url, plain: unary,
-		rpc:     connect.NewClient(connecthttp.NewTransport(unary, url, limit, connecthttp.WithCompressors()), headers),
+		rpc:     connect.NewClient(connecthttp.NewTransport(calls, url, limit, connecthttp.WithCompressors()), headers),
 		streams: connect.NewClient(connecthttp.NewTransport(streams, url, limit, connecthttp.WithCompressors()), headers),
 	}
 	e.vms = blixardv1connect.NewVMServiceClient(e.rpc)

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -25,14 +26,15 @@ func (c *Client) PutImage(ctx context.Context, digest string, archive io.Reader,
 	}
 	body := &onceReader{r: archive}
 	var image *blixardv1.Image
+	var spent error // why the one attempt that has read from archive failed
 	err := c.retry(ctx, func(e *endpoint) error {
 		if body.used {
-			return &blixard.Error{Code: blixard.CodeInternal, Message: "sending the image broke off; send it again"}
+			return blixard.Errorf(blixard.CodeInternal, "the archive can be read once only") // ends the repeats
 		}
 		answer, err := c.plain(ctx, e, method, path, body, size)
 		if err != nil {
-			if body.used && blixard.CodeOf(err) == blixard.CodeInternal {
-				return blixard.Errorf(blixard.CodeInternal, "sending the image: %v", err)
+			if body.used {
+				spent = err
 			}
 			return err
 		}
@@ -44,7 +46,15 @@ func (c *Client) PutImage(ctx context.Context, digest string, archive io.Reader,
 		image = new(blixardv1.Image)
 		return json.Unmarshal(data, image)
 	})
-	return image, err
+	var word *blixard.Error
+	switch {
+	case err == nil || spent == nil || ctx.Err() != nil:
+		return image, err
+	case errors.As(spent, &word):
+		return nil, word
+	default:
+		return nil, blixard.Errorf(blixard.CodeUnavailable, "sending the image broke off, send it again: %v", spent)
+	}
 }
 
 // onceReader notes that reading has begun.

@@ -88,7 +88,7 @@ func (b *bundles) fetchFrom(ctx context.Context, address, digest string) (bundle
 func toAgent(b image.Bundle, users bool) agent.Bundle {
 	out := agent.Bundle{Kernel: b.Kernel, Initrd: b.Initrd, Cmdline: b.Cmdline, Command: b.DefaultCommand, MaybeGuest: users}
 	for _, d := range b.Disks {
-		out.Disks = append(out.Disks, vmm.Disk{Path: d.Path, Format: d.Format, ReadOnly: true})
+		out.Disks = append(out.Disks, vmm.Disk{Path: d.Path, Format: d.Format, Overlay: true})
 	}
 	return out
 }

@@ -67,7 +67,10 @@ func clusterJoinCommand() *cobra.Command {
 		Use: "join", Short: "Make this machine a node of an existing cluster",
 		Long: `Make this machine a node of an existing cluster. The token, printed by "blixard
 init" or "blixard cluster token create" on a member, names the cluster's members;
---join names others. Afterwards "blixard server" runs the node.`,
+--join names others. Afterwards "blixard server" runs the node.
+
+A node whose raft log is lost or damaged joins again with --replace: what it
+knew is set aside, and it gets everything anew from the others.`,
 		Example: "  blixard cluster join --token blx1.first.…@10.0.0.1:7400 --node-id node4 --address 10.0.0.4:7400",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -89,7 +92,7 @@ init" or "blixard cluster token create" on a member, names the cluster's members
 	}
 	f.bind(cmd)
 	cmd.Flags().StringVar(&address, "address", "", "address of this node, as other nodes reach it (port 7400 if none is given)")
-	cmd.Flags().BoolVar(&replace, "replace", false, "take the place of a node of this name that is still in touch")
+	cmd.Flags().BoolVar(&replace, "replace", false, "take the place of the node of this name, whose disk is lost or damaged; what this directory knew is set aside")
 	return cmd
 }
 
@@ -99,20 +102,44 @@ func foundHere(out, words io.Writer, cfg config.Config) error {
 		return err
 	}
 	fmt.Fprintf(words, "%s is the first node of the new cluster %s.\nRun it:   %s\nJoin others, within %s:\n", id.Name, id.ClusterID, serverLine(cfg), firstTokenLife)
-	fmt.Fprintf(out, "blixard cluster join --token blx1.first.%s@%s --node-id NAME --address ADDRESS\n", firstSecret(id), advertise(cfg))
+	tokenID, secret := firstSecret(id)
+	fmt.Fprintf(out, "blixard cluster join --token blx1.%s.%s@%s --node-id NAME --address ADDRESS\n", tokenID, secret, advertise(cfg))
 	return nil
 }
 
+// joinHere makes this machine a node. A directory that is a node's already is
+// given to the new one only with --replace, or when the old one was removed.
 func joinHere(cmd *cobra.Command, cfg config.Config, replace bool) error {
-	if old, err := server.ReadIdentity(cfg.Cluster.DataDir); err == nil {
-		return &blixard.Error{
-			Code: blixard.CodeExists, Message: fmt.Sprintf("%s belongs to the node %s of cluster %s already", cfg.Cluster.DataDir, old.Name, old.ClusterID),
-			Hint: "run it with `blixard server`, or give another --data-dir",
-		}
-	} else if !errors.Is(err, server.ErrNoIdentity) {
+	dir := cfg.Cluster.DataDir
+	old, err := server.ReadIdentity(dir)
+	switch {
+	case errors.Is(err, server.ErrNoIdentity):
+	case err != nil:
 		return err
+	default:
+		removed, err := server.Removed(dir, old)
+		if err != nil {
+			return err
+		}
+		if !replace && !removed {
+			return &blixard.Error{
+				Code: blixard.CodeExists, Message: fmt.Sprintf("%s belongs to the node %s of cluster %s already", dir, old.Name, old.ClusterID),
+				Hint: "run it with `blixard server`; if its raft log is lost or damaged, add --replace; for another node give another --data-dir",
+			}
+		}
+		replace = true
+		if cfg.Cluster.NodeID == config.Default().Cluster.NodeID {
+			cfg.Cluster.NodeID = string(old.Name)
+		}
 	}
-	id, err := join(cmd.Context(), cfg, replace)
+	if replace {
+		release, err := holdLog(dir)
+		if err != nil {
+			return err
+		}
+		defer release() //nolint:errcheck // the lock goes with the process anyway
+	}
+	id, err := join(cmd.Context(), cfg, replace, cmd.ErrOrStderr())
 	if err != nil {
 		return err
 	}

@@ -17,8 +17,9 @@ func run() int {
 	return cli.Run(context.Background(), cli.Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Version: release(),
 		Extra:        []*cobra.Command{serverCommand(), initCommand(), watchdogCommand()},
-		ClusterExtra: []*cobra.Command{clusterInitCommand(), clusterJoinCommand()},
+		ClusterExtra: []*cobra.Command{clusterInitCommand(), clusterJoinCommand(), clusterRecoverCommand()},
 		Doctor:       doctorChecks(),
 		PackImage:    packImage,
+		EndNode:      endNetwork,
 	}, os.Args[1:])
 }

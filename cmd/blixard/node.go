@@ -14,6 +14,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -32,7 +33,9 @@ import (
 	"github.com/blixard/blixard/internal/api"
 	"github.com/blixard/blixard/internal/config"
 	"github.com/blixard/blixard/internal/control"
+	"github.com/blixard/blixard/internal/converge"
 	"github.com/blixard/blixard/internal/image"
+	"github.com/blixard/blixard/internal/network/bridge"
 	"github.com/blixard/blixard/internal/raftlog/wal"
 	"github.com/blixard/blixard/internal/server"
 	"github.com/blixard/blixard/internal/state"
@@ -44,6 +47,9 @@ import (
 // stopWithin bounds how long an orderly end may take.
 const stopWithin = 5 * time.Second
 
+// endWithin bounds how long a removed node takes to end its instances.
+const endWithin = 30 * time.Second
+
 // node is everything that runs in one `blixard server` process.
 type node struct {
 	cfg   config.Config
@@ -52,15 +58,21 @@ type node struct {
 	reg   *prometheus.Registry
 	srv   *server.Server
 	tr    *grpc.Transport
+	wires *bridge.Network
 	agent *agent.Agent
 	local *follower
 	http  *http.Server
+	api   *api.Handler
 	close []func() error
+
+	driver  vmm.Driver
+	removed atomic.Pointer[string] // why this node is no member any more
+	gone    chan struct{}          // closed then
 }
 
 // runNode opens what the data directory holds and serves until ctx ends.
 func runNode(ctx context.Context, cfg config.Config, id server.Identity, log *slog.Logger) (err error) {
-	n := &node{cfg: cfg, id: id, log: log, reg: prometheus.NewRegistry()}
+	n := &node{cfg: cfg, id: id, log: log, reg: prometheus.NewRegistry(), gone: make(chan struct{})}
 	defer func() {
 		for i := len(n.close) - 1; i >= 0; i-- {
 			if cerr := n.close[i](); err == nil {
@@ -75,27 +87,86 @@ func runNode(ctx context.Context, cfg config.Config, id server.Identity, log *sl
 	if err != nil {
 		return fmt.Errorf("serving on %s: %w", cfg.Cluster.Listen, err)
 	}
-	if err := os.WriteFile(filepath.Join(cfg.Cluster.DataDir, "admin.token"), []byte(adminToken(id.Secret)+"\n"), 0o600); err != nil {
-		return errors.Join(fmt.Errorf("writing the admin token: %w", err), listener.Close())
+	if err := n.writeAdminToken(); err != nil {
+		return errors.Join(err, listener.Close())
 	}
-	return n.serve(ctx, listener)
+	err = n.serve(ctx, listener)
+	if why := n.removed.Load(); why != nil {
+		return errors.Join(server.MarkRemoved(cfg.Cluster.DataDir, id, *why), n.endInstances())
+	}
+	return err
+}
+
+// writeAdminToken leaves a file that says the right thing alone: a full disk
+// must not cost the operator the token.
+func (n *node) writeAdminToken() error {
+	path, want := filepath.Join(n.cfg.Cluster.DataDir, "admin.token"), adminToken(n.id.Secret)+"\n"
+	if have, err := os.ReadFile(path); err == nil && string(have) == want {
+		return nil
+	}
+	if err := server.WriteDurably(path, []byte(want)); err != nil {
+		return fmt.Errorf("keeping the admin token: %w", err)
+	}
+	return nil
+}
+
+// errRemoved ends everything that runs in this process.
+var errRemoved = errors.New("this node was removed from its cluster")
+
+// turnedAway hears from a member that this node is none any more. What is
+// removed is never taken back, so one member's word is enough.
+func (n *node) turnedAway(raftID uint64, by string) {
+	if raftID != n.id.RaftID {
+		return // a simulated node's
+	}
+	why := "as the member at " + by + " says"
+	if n.removed.CompareAndSwap(nil, &why) {
+		n.log.Error("this node was removed from its cluster: it stops", "event", "node_removed", "by", by)
+		close(n.gone)
+	}
+}
+
+// endInstances ends what ran here, after the agent: it counts as lost, and runs
+// elsewhere by now or soon.
+func (n *node) endInstances() error {
+	ctx, cancel := context.WithTimeout(context.Background(), endWithin)
+	defer cancel()
+	found, err := n.driver.List(ctx)
+	if err != nil {
+		return fmt.Errorf("ending the instances of a removed node: %w", err)
+	}
+	var group errgroup.Group
+	group.SetLimit(8)
+	for _, s := range found {
+		group.Go(func() error {
+			n.log.Warn("ending an instance of a removed node", "event", "instance_ended", "instance", s.Ref.String())
+			return n.driver.Remove(ctx, s.Ref)
+		})
+	}
+	return errors.Join(group.Wait(), n.detachAll(ctx))
 }
 
 // open makes the parts, from the log up.
 func (n *node) open() error {
 	dir := n.cfg.Cluster.DataDir
-	opened, err := wal.Open(wal.OS, filepath.Join(dir, "raft"), wal.Options{})
+	opened, err := wal.Open(wal.OS, server.LogDir(dir), wal.Options{})
 	if err != nil {
 		return err
 	}
 	if opened.Repaired != "" {
 		n.log.Warn("the log was repaired", "event", "log_repaired", "what", opened.Repaired)
 	}
-	if err := server.Prepare(n.id, &opened); err != nil {
+	err = server.Prepare(n.id, &opened)
+	if err == nil {
+		err = server.MarkLog(dir, n.id)
+	}
+	if err != nil {
 		return errors.Join(err, opened.Log.Close())
 	}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	n.tr = grpc.New(grpc.Options{RaftID: n.id.RaftID, Secret: n.id.Secret, Handler: (*peers)(n), Heartbeat: n.heartbeat, Known: n.known})
+	n.tr = grpc.New(grpc.Options{
+		RaftID: n.id.RaftID, Secret: n.id.Secret, Handler: (*peers)(n), Heartbeat: n.heartbeat, Known: n.known, Removed: n.wasRemoved, TurnedAway: n.turnedAway,
+	})
 	tick := time.Duration(n.cfg.Consensus.HeartbeatInterval)
 	n.srv, err = server.New(server.Options{
 		Identity: n.id, Opened: opened, Transport: n.tr, Peers: caller{n.tr}, MaxVoters: n.cfg.Consensus.MaxVoters, Tick: tick,
@@ -123,7 +194,10 @@ func (n *node) openAgent() error {
 	if err != nil {
 		return fmt.Errorf("opening the QEMU driver: %w", err)
 	}
-	n.close = append(n.close, driver.Close)
+	n.close, n.driver = append(n.close, driver.Close), driver
+	if err := n.openNetwork(); err != nil {
+		return err
+	}
 	metrics := agent.NewMetrics()
 	n.reg.MustRegister(metrics)
 	self, err := os.Executable()
@@ -135,6 +209,8 @@ func (n *node) openAgent() error {
 		DataDir: dir, Log: n.log, Metrics: metrics, Release: release(), PublishAddress: n.publishAddress(), Capacity: n.capacity(),
 		Reserved:     blixard.Resources{MilliCPU: int64(n.cfg.MicroVM.ReservedVCPUs) * 1000, MemoryMiB: n.cfg.MicroVM.ReservedMemoryMB},
 		MaxInstances: n.cfg.MicroVM.MaxVMsPerNode, HeartbeatEvery: time.Duration(n.cfg.Liveness.HeartbeatInterval), Lease: time.Duration(n.cfg.Liveness.Lease),
+		Network: n.wires, DefaultNetwork: n.cfg.Network.Mode,
+		Limits:   converge.Limits{Starts: n.cfg.MicroVM.StartLimit},
 		Watchdog: []string{self, "watchdog", "--data-dir", dir}, WorkDir: func(r vmm.Ref) string { return filepath.Join(dir, "vms", "vms", r.String()) },
 	})
 	if err != nil {
@@ -174,9 +250,10 @@ func (n *node) publishAddress() string {
 // handler is what the one port serves: the API, the nodes' own service, and
 // metrics.
 func (n *node) handler() http.Handler {
-	a := api.New(api.Options{
+	token := adminToken(n.id.Secret)
+	n.api = api.New(api.Options{
 		Backend: backend{n.srv}, Guests: n.agent, Images: imageStore{n.images()}, Peers: n.client, Release: release(), Log: n.log,
-		Token: func() string { return adminToken(n.id.Secret) },
+		Token: func() string { return token }, Defaults: n.cfg.MicroVM.SpecDefaults(),
 	})
 	rpc := connect.NewServer()
 	n.tr.Register(rpc)
@@ -194,7 +271,7 @@ func (n *node) handler() http.Handler {
 	if n.cfg.Monitoring.MetricsEnabled {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(n.reg, promhttp.HandlerOpts{}))
 	}
-	mux.Handle("/", a)
+	mux.Handle("/", n.api)
 	return mux
 }
 
@@ -212,13 +289,14 @@ func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	group.Go(func() error { return n.srv.Run(core) })
 	group.Go(func() error { return n.tr.Run(core) })
 	group.Go(func() error {
-		if err := n.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := n.http.Serve(n.api.Listen(listener)); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serving on %s: %w", listener.Addr(), err)
 		}
 		return nil
 	})
 	group.Go(func() error { return n.local.run(ctx) })
 	group.Go(func() error { return n.begin(ctx) })
+	group.Go(func() error { return paceGC(ctx) })
 	if !n.cfg.Cluster.Witness {
 		group.Go(func() error { return n.agent.Run(ctx) })
 	}
@@ -226,6 +304,14 @@ func (n *node) serve(ctx context.Context, listener net.Listener) error {
 		group.Go(func() error { return n.simulate(ctx, n.cfg.MicroVM.SimulatedNodes) })
 	}
 	n.debugServer(ctx, group)
+	group.Go(func() error {
+		select {
+		case <-n.gone:
+			return errRemoved
+		case <-ctx.Done():
+			return nil
+		}
+	})
 	group.Go(func() error {
 		<-ctx.Done()
 		n.stop()
@@ -264,13 +350,16 @@ func (n *node) begin(ctx context.Context) error {
 		return nil
 	}
 	for ctx.Err() == nil {
-		if n.srv.View().Cluster().ID != "" {
+		v, err := n.srv.ReadView(ctx)
+		if err == nil && v.Cluster().ID != "" {
 			return nil
 		}
-		_, err := n.srv.Propose(ctx, state.Envelope{Key: "bootstrap", Actor: "blixard", Command: &state.Batch{Commands: []state.Command{
-			&state.Bootstrap{ClusterID: n.id.ClusterID, Name: n.cfg.Cluster.Name, Secret: n.id.Secret, RaftID: n.id.RaftID, Node: identityOf(n.cfg)},
-			&state.CreateToken{Token: firstToken(n.id)},
-		}}})
+		if err == nil {
+			_, err = n.srv.Propose(ctx, state.Envelope{Actor: "blixard", Command: &state.Batch{Commands: []state.Command{
+				&state.Bootstrap{ClusterID: n.id.ClusterID, Name: n.cfg.Cluster.Name, Secret: n.id.Secret, RaftID: n.id.RaftID, Node: identityOf(n.cfg)},
+				&state.CreateToken{Token: firstToken(n.id)},
+			}}})
+		}
 		if err == nil {
 			n.log.Info("cluster founded", "event", "cluster_founded", "cluster", n.id.ClusterID)
 			return nil
@@ -319,11 +408,19 @@ func (n *node) heartbeat(ctx context.Context, r *peerv1.HeartbeatRequest) (*peer
 	return &peerv1.HeartbeatResponse{Granted: g.OK, Index: g.Index}, nil
 }
 
-// known tells whether a raft ID is a member's. A node that knows nothing yet
-// listens to everybody who has the secret.
+// known tells whether a raft ID is a member's: of the nodes, or still of the
+// raft configuration, which follows them. A node that knows nothing yet listens
+// to everybody who has the secret.
 func (n *node) known(raftID uint64) bool {
 	v := n.srv.View()
-	return v.NodeCount() == 0 || v.NodeByRaftID(raftID) != nil
+	return v.NodeCount() == 0 || v.NodeByRaftID(raftID) != nil || n.srv.InConf(raftID)
+}
+
+// wasRemoved tells whether a raft ID was a member's and will never be again:
+// one that this node has not heard of yet is no such.
+func (n *node) wasRemoved(raftID uint64) bool {
+	v := n.srv.View()
+	return raftID < v.Cluster().NextRaftID && v.NodeByRaftID(raftID) == nil && !n.srv.InConf(raftID)
 }
 
 // peers hands what arrives to the server, which is made after the transport.
@@ -343,6 +440,7 @@ type caller struct{ tr *grpc.Transport }
 func (c caller) Heartbeat(ctx context.Context, address string, name blixard.NodeName, raftID uint64) (server.Grant, error) {
 	res, err := peerv1connect.NewPeerServiceClient(c.tr.Client(address)).Heartbeat(ctx, &peerv1.HeartbeatRequest{Node: string(name), RaftId: raftID})
 	if err != nil {
+		c.tr.NoteRemoval(err, raftID, address)
 		return server.Grant{}, fmt.Errorf("sending a heartbeat to %s: %w", address, err)
 	}
 	return server.Grant{OK: res.GetGranted(), Index: res.GetIndex()}, nil

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/base32"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -88,7 +88,14 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 			Hint: "a node keeps its name; give another --data-dir for another node",
 		}
 	}
+	if err == nil {
+		err = server.CheckLog(cfg.Cluster.DataDir, id)
+	}
+	if err == nil {
+		err = forgetJoin(cfg.Cluster.DataDir)
+	}
 	if err != nil {
+		log.Error("the server does not start", "event", "server_failed", "error", err)
 		return err
 	}
 	cfg.Cluster.NodeID = string(id.Name)
@@ -155,22 +162,26 @@ func identityOf(cfg config.Config) state.NodeIdentity {
 // firstTokenLife is how long the token that a founding prints lets nodes join.
 const firstTokenLife = 24 * time.Hour
 
-// firstSecret is the secret part of a founder's first join token: derived, so
-// that it can be printed before there is a cluster to ask.
-func firstSecret(id server.Identity) string {
-	sum := sha256.Sum256([]byte("blixard first join token 1 " + id.Secret))
-	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:]))
+// firstSecret is a founder's first join token: derived, so that it can be
+// printed before there is a cluster to ask. Its form is that of all tokens.
+func firstSecret(id server.Identity) (tokenID, secret string) {
+	derive := func(what string) []byte {
+		sum := sha256.Sum256([]byte("blixard first join token 2 " + what + " " + id.Secret))
+		return sum[:]
+	}
+	return hex.EncodeToString(derive("id")[:8]), base64.RawURLEncoding.EncodeToString(derive("secret"))
 }
 
 func firstToken(id server.Identity) state.Token {
-	sum := sha256.Sum256([]byte(firstSecret(id)))
-	return state.Token{ID: "first", Hash: hex.EncodeToString(sum[:]), ExpiresMS: time.Now().Add(firstTokenLife).UnixMilli(), UsesLeft: -1}
+	tokenID, secret := firstSecret(id)
+	sum := sha256.Sum256([]byte(secret))
+	return state.Token{ID: tokenID, Hash: hex.EncodeToString(sum[:]), ExpiresMS: time.Now().Add(firstTokenLife).UnixMilli(), UsesLeft: -1}
 }
 
 // joinUntil joins, trying again while no member answers.
 func joinUntil(ctx context.Context, cfg config.Config, log *slog.Logger) (server.Identity, error) {
 	for {
-		id, err := join(ctx, cfg, false)
+		id, err := join(ctx, cfg, false, io.Discard)
 		if err == nil || blixard.CodeOf(err) != blixard.CodeUnavailable || ctx.Err() != nil {
 			return id, err
 		}
@@ -183,9 +194,10 @@ func joinUntil(ctx context.Context, cfg config.Config, log *slog.Logger) (server
 	}
 }
 
-// join makes this node a member and writes down who it is. The idempotency key
-// is kept on disk: a join whose answer was lost is taken up, not repeated.
-func join(ctx context.Context, cfg config.Config, replace bool) (server.Identity, error) {
+// join makes this node a member and writes down who it is; with replace in
+// place of whom the directory was of. The idempotency key is kept on disk: a
+// join whose answer was lost is taken up, not repeated.
+func join(ctx context.Context, cfg config.Config, replace bool, words io.Writer) (server.Identity, error) {
 	var none server.Identity
 	token, at, _ := strings.Cut(cfg.Cluster.Token, "@")
 	members := cfg.Cluster.Join
@@ -202,7 +214,8 @@ func join(ctx context.Context, cfg config.Config, replace bool) (server.Identity
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return none, fmt.Errorf("making the data directory: %w", err)
 	}
-	key, err := joinKey(filepath.Join(dir, "join.key"))
+	keyPath := filepath.Join(dir, "join.key")
+	key, err := joinKey(keyPath)
 	if err != nil {
 		return none, err
 	}
@@ -222,7 +235,7 @@ func join(ctx context.Context, cfg config.Config, replace bool) (server.Identity
 	})
 	if err != nil {
 		if blixard.CodeOf(err) != blixard.CodeUnavailable {
-			err = errors.Join(err, os.Remove(filepath.Join(dir, "join.key"))) // refused for good: the next try is a new one
+			err = errors.Join(err, os.Remove(keyPath)) // refused for good: the next try is a new one
 		}
 		return none, fmt.Errorf("joining the cluster at %s: %w", strings.Join(members, ", "), err)
 	}
@@ -232,7 +245,31 @@ func join(ctx context.Context, cfg config.Config, replace bool) (server.Identity
 			out.Peers = append(out.Peers, server.Member{RaftID: p.GetRaftId(), Address: p.GetAddress()})
 		}
 	}
-	return out, server.WriteIdentity(dir, out)
+	if replace {
+		aside, err := server.ReplaceIdentity(dir, out)
+		if err != nil {
+			return none, err
+		}
+		if aside != "" {
+			fmt.Fprintf(words, "What this node knew before is set aside in %s.\n", aside)
+		}
+	} else if err := server.WriteIdentity(dir, out); err != nil {
+		return none, err
+	}
+	return out, forgetJoin(dir)
+}
+
+// forgetJoin ends a join for good: its key must never be used again, since the
+// same answer would make this node go on under a raft ID it had before.
+func forgetJoin(dir string) error {
+	path := filepath.Join(dir, "join.key")
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		return nil // nothing is written then: the disk may be read-only
+	}
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("forgetting the key of the join: %w", err)
+	}
+	return nil
 }
 
 // joinKey reads the key of a join under way, or makes one.

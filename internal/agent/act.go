@@ -135,11 +135,19 @@ func (a *Agent) do(ctx context.Context, j job) (*Bundle, error) {
 		grace := time.Duration(j.action.GraceMS) * time.Millisecond
 		ctx, cancel := limited(grace + endTimeout)
 		defer cancel()
-		return nil, a.stop(ctx, j, grace)
+		err := a.stop(ctx, j, grace)
+		if err == nil {
+			a.release(ctx, j.action.Ref)
+		}
+		return nil, err
 	case converge.Kill:
 		ctx, cancel := limited(endTimeout)
 		defer cancel()
-		return nil, ended(a.o.Driver.Stop(ctx, ref, 0))
+		err := ended(a.o.Driver.Stop(ctx, ref, 0))
+		if err == nil {
+			a.release(ctx, j.action.Ref)
+		}
+		return nil, err
 	case converge.Pause:
 		ctx, cancel := limited(endTimeout)
 		defer cancel()
@@ -160,6 +168,10 @@ func (a *Agent) do(ctx context.Context, j job) (*Bundle, error) {
 	case converge.Remove:
 		ctx, cancel := limited(endTimeout)
 		defer cancel()
+		// Last of all the driver forgets it, see network.go.
+		if err := a.detach(ctx, j.action.Ref); err != nil {
+			return nil, err
+		}
 		return nil, ended(a.o.Driver.Remove(ctx, ref))
 	default:
 		panic("no such effect: " + string(j.action.Kind))
@@ -181,7 +193,7 @@ func (a *Agent) start(ctx context.Context, j job) error {
 	if err != nil {
 		return err
 	}
-	if err := portsFree(ctx, spec.Network.Ports, a.o.Node); err != nil {
+	if err := a.connect(ctx, j, &spec); err != nil {
 		return err
 	}
 	if j.guarded {
@@ -202,7 +214,7 @@ func (a *Agent) start(ctx context.Context, j job) error {
 	return nil
 }
 
-// machineSpec is what the driver is to run.
+// machineSpec is what the driver is to run, but for its network.
 func (a *Agent) machineSpec(j job) (vmm.Spec, error) {
 	s, b := j.row.Spec, j.bundle
 	spec := vmm.Spec{
@@ -223,15 +235,6 @@ func (a *Agent) machineSpec(j job) (vmm.Spec, error) {
 	a.mu.Unlock()
 	if s.Hypervisor != "" && driver != "" && s.Hypervisor != driver {
 		return spec, fmt.Errorf("the node %s runs %s, not %s", a.o.Node, driver, s.Hypervisor)
-	}
-	switch s.Network {
-	case "", "user":
-		spec.Network.Mode = "user"
-	default:
-		return spec, fmt.Errorf("the node %s has no %s network; use --network user", a.o.Node, s.Network)
-	}
-	for _, p := range s.Publish {
-		spec.Network.Ports = append(spec.Network.Ports, vmm.Port{Protocol: p.Protocol, HostIP: a.o.PublishAddress, HostPort: p.HostPort, GuestPort: p.GuestPort})
 	}
 	return spec, nil
 }

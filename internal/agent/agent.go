@@ -2,7 +2,7 @@
 // does it through the drivers, keeps the node's lease alive and tells the
 // cluster what it sees.
 //
-// Ownership: the agent alone calls its driver. What it remembers of an
+// Ownership: the agent alone calls its driver and its network. What it remembers of an
 // incarnation is in memory and may be lost with the process; what it needs to
 // find again is with the driver (files, labels) and in the cluster's rows.
 //
@@ -36,6 +36,7 @@ import (
 	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/internal/assert"
 	"github.com/blixard/blixard/internal/converge"
+	"github.com/blixard/blixard/internal/network"
 	"github.com/blixard/blixard/internal/vmm"
 )
 
@@ -104,9 +105,13 @@ type Options struct {
 	Cluster Cluster
 	Driver  vmm.Driver // also a vmm.Pauser, vmm.Channels, vmm.Watcher if it can
 	Images  Images
-	DataDir string // for the lease file; its file system is the node's disk
-	Log     *slog.Logger
-	Metrics *Metrics
+	// Network connects guests in network mode bridge; nil: the node has none.
+	Network network.Network
+	// DefaultNetwork is the mode for VMs that name none: "user" (the default) or "bridge".
+	DefaultNetwork string
+	DataDir        string // for the lease file; its file system is the node's disk
+	Log            *slog.Logger
+	Metrics        *Metrics
 
 	Release        string
 	PublishAddress string             // IP that ports are published on; 127.0.0.1 by default
@@ -187,6 +192,7 @@ type Agent struct {
 	found        []vmm.Status
 	stale        bool // found has to be listed again
 	locals       map[converge.Ref]*local
+	attached     map[converge.Ref]network.Attachment
 	lease        converge.Lease
 	inTouch      bool
 	reportedMS   int64 // when the node's report was acknowledged last
@@ -222,7 +228,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		o: o, log: o.Log.With("component", "agent"), clock: newClock(),
 		wake: make(chan struct{}, 1), reportWake: make(chan struct{}, 1), nodeWake: make(chan struct{}, 1), beatWake: make(chan struct{}, 1),
-		stale: true, locals: map[converge.Ref]*local{}, pending: map[converge.Ref]*converge.Observation{},
+		stale: true, locals: map[converge.Ref]*local{}, attached: map[converge.Ref]network.Attachment{}, pending: map[converge.Ref]*converge.Observation{},
 	}
 	a.pauser, _ = o.Driver.(vmm.Pauser)
 	a.channels, _ = o.Driver.(vmm.Channels)

@@ -131,7 +131,9 @@ func (a *Agent) published(ref converge.Ref, guestPort int) string {
 		if refOf(a.found[i].Ref) != ref {
 			continue
 		}
-		for _, p := range finding(&a.found[i]).Ports {
+		found := finding(&a.found[i])
+		a.publish(&found)
+		for _, p := range found.Ports {
 			if p.GuestPort == guestPort && p.Protocol != "udp" {
 				return p.Address
 			}

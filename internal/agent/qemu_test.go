@@ -36,7 +36,7 @@ func builtin(store image.Store) Images {
 	})
 }
 
-func newReal(t *testing.T) *real {
+func newReal(t *testing.T, edits ...func(*Options)) *real {
 	t.Helper()
 	dir := t.TempDir()
 	guestBinary := filepath.Join(dir, "blixard-guest")
@@ -52,6 +52,9 @@ func newReal(t *testing.T) *real {
 	r.options = Options{
 		Node: "n1", Cluster: r.cluster, DataDir: filepath.Join(dir, "agent"), Log: log, Images: builtin(image.Store{Root: filepath.Join(dir, "images")}),
 		WorkDir: func(ref vmm.Ref) string { return filepath.Join(r.root, "vms", ref.String()) },
+	}
+	for _, edit := range edits {
+		edit(&r.options)
 	}
 	r.begin()
 	t.Cleanup(func() {

@@ -24,6 +24,7 @@ const (
 	labelStops   = "on-partition=stop"
 	labelNoGuest = "guest=none"
 	labelMaybe   = "guest=maybe"
+	labelBridge  = "network=bridge"
 )
 
 func hasLabel(labels []string, label string) bool { return slices.Contains(labels, label) }
@@ -106,6 +107,7 @@ func (a *Agent) pass(ctx, effects context.Context) (wakeMS int64) {
 	in.Found = make([]converge.Found, len(a.found))
 	for i := range a.found {
 		in.Found[i] = finding(&a.found[i])
+		a.publish(&in.Found[i])
 	}
 	actions, wakeMS := converge.Plan(in)
 	if blind {
@@ -128,23 +130,24 @@ func (a *Agent) remembered() []converge.Local {
 	return out
 }
 
-func (a *Agent) list(ctx context.Context) ([]vmm.Status, error) {
+func (a *Agent) list(ctx context.Context) (listing, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	found, err := a.o.Driver.List(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("listing incarnations: %w", err)
+		return listing{}, fmt.Errorf("listing incarnations: %w", err)
 	}
 	// Ref orders by text, as converge does, and the contract says in order.
 	assert.True(slices.IsSortedFunc(found, func(x, y vmm.Status) int { return x.Ref.Compare(y.Ref) }), "the driver's list is not in order")
-	return found, nil
+	return a.withAttachments(ctx, found), nil
 }
 
 // take makes found what the agent goes by, and ends sessions of what has ended.
-func (a *Agent) take(found []vmm.Status) {
+func (a *Agent) take(now listing) {
+	found := now.statuses
 	phases := map[vmm.Phase]int{}
 	a.mu.Lock()
-	a.found = found
+	a.found, a.attached = found, now.attached
 	alive := map[converge.Ref]vmm.Phase{}
 	for _, s := range found {
 		phases[s.Phase]++

@@ -189,8 +189,9 @@ func (a *Agent) configure(ctx context.Context, client *guest.Client, row *blixar
 	config := guest.Config{
 		InstanceID: string(row.ID), VM: string(row.VM), Node: string(a.o.Node), Generation: row.Generation,
 		Hostname: string(row.ID), Command: row.Spec.Command, ClockUnixNano: time.Now().UnixNano(),
-		// The addresses of QEMU's user-mode network.
-		Address: "10.0.2.15/24", Gateway: "10.0.2.2", DNS: []string{"10.0.2.3"},
+	}
+	if err := a.address(&config, converge.Ref{Instance: row.ID, Generation: row.Generation}); err != nil {
+		return err
 	}
 	if len(config.Command) == 0 && bundle != nil {
 		config.Command = bundle.Command

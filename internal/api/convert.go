@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"slices"
 	"sort"
 	"strconv"
@@ -15,9 +16,10 @@ import (
 // Conversions between the messages of the API and the types of the root
 // package: all of them are in this file.
 
-// specOf reads a spec and completes it with defaults. The error's field is as
+// specOf reads a spec and completes it with defaults, those of the node first.
+// The error's field is as
 // the API calls it, below "spec".
-func specOf(m *blixardv1.VMSpec) (blixard.VMSpec, error) {
+func (h *Handler) specOf(m *blixardv1.VMSpec) (blixard.VMSpec, error) {
 	s := blixard.VMSpec{
 		Type: m.GetType(), Image: m.GetImage(), Hypervisor: m.GetHypervisor(), Replicas: 1, VCPUs: int(m.GetVcpus()),
 		MemoryMiB: m.GetMemoryMib(), DiskMiB: m.GetDiskMib(), Command: m.GetCommand(), Network: m.GetNetwork(),
@@ -57,6 +59,9 @@ func specOf(m *blixardv1.VMSpec) (blixard.VMSpec, error) {
 			s.Preferences = append(s.Preferences, blixard.Preference{Constraint: c, Weight: int(p.GetWeight())})
 		}
 	}
+	d := &h.opt.Defaults
+	s.Hypervisor = cmp.Or(s.Hypervisor, d.Hypervisor)
+	s.VCPUs, s.MemoryMiB, s.StopGraceMS = cmp.Or(s.VCPUs, d.VCPUs), cmp.Or(s.MemoryMiB, d.MemoryMiB), cmp.Or(s.StopGraceMS, d.StopGraceMS)
 	s.Defaults()
 	if err := s.Check(); err != nil {
 		return s, inSpec(err)

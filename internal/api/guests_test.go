@@ -180,6 +180,17 @@ func TestNothingIsPassedOnTwice(t *testing.T) {
 	wantCode(t, err, blixard.CodeUnavailable)
 }
 
+func TestImageWithoutSecondCopy(t *testing.T) {
+	s := newSite(t, 2)
+	s.servers["node1"].Close()
+	_, err := s.client("node2").PutImage(short(t), "", strings.NewReader("bundle"), -1)
+	wantCode(t, err, blixard.CodeUnavailable)
+	alone := newSite(t, 1)
+	if _, err := alone.client("node1").PutImage(short(t), "", strings.NewReader("bundle"), -1); err != nil {
+		t.Errorf("on a single node: %v", err)
+	}
+}
+
 func TestImages(t *testing.T) {
 	s := newSite(t, 2)
 	content := bytes.Repeat([]byte("bundle"), 1<<20)
@@ -194,7 +205,12 @@ func TestImages(t *testing.T) {
 	_, err = s.client("node2").PutImage(short(t), wrong, strings.NewReader("other"), -1)
 	wantCode(t, err, blixard.CodeInvalid)
 
-	// node1 does not have it and gets it from node2.
+	// An upload is acknowledged when a second node has it.
+	if other, err := s.images["node1"].List(t.Context()); err != nil || len(other) != 1 || "sha256:"+other[0].Digest != kept.Digest {
+		t.Errorf("the second copy: %v, %v", other, err)
+	}
+	// A node that does not have it gets it from another.
+	s.images["node1"].Forget()
 	archive, _, err := s.client("node1").GetImage(short(t), kept.Digest)
 	if err != nil {
 		t.Fatal(err)

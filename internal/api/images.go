@@ -2,9 +2,13 @@ package api
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/blixard/blixard"
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
@@ -95,6 +99,9 @@ func (h *Handler) serveImage(w http.ResponseWriter, r *http.Request) {
 
 func (h *Handler) putImage(w http.ResponseWriter, r *http.Request, digest string) {
 	image, err := h.opt.Images.Import(r.Context(), r.Body, digest)
+	if err == nil && r.Header.Get(forwardedHeader) == "" {
+		err = h.secondCopy(r.Context(), &image)
+	}
 	if err != nil {
 		h.problem(w, err)
 		return
@@ -127,15 +134,7 @@ func (h *Handler) fetchImage(ctx context.Context, digest string, w io.Writer) er
 	if h.opt.Peers == nil {
 		return missing
 	}
-	view, here := h.opt.Backend.View(), h.opt.Backend.Status().Node
-	var others []string
-	view.Nodes(func(n *blixard.Node) bool {
-		if n.Name != here && n.State == blixard.NodeReady {
-			others = append(others, n.Address)
-		}
-		return true
-	})
-	for _, address := range others {
+	for _, address := range h.otherNodes() {
 		peer, err := h.opt.Peers(address)
 		if err != nil {
 			return err
@@ -152,6 +151,68 @@ func (h *Handler) fetchImage(ctx context.Context, digest string, w io.Writer) er
 		return err
 	}
 	return missing
+}
+
+// otherNodes are the addresses of the ready nodes but this one that can keep
+// images: a witness is not made for it.
+func (h *Handler) otherNodes() []string {
+	view, here := h.opt.Backend.View(), h.opt.Backend.Status().Node
+	var others []string
+	view.Nodes(func(n *blixard.Node) bool {
+		if n.Name != here && n.State == blixard.NodeReady && !n.Witness {
+			others = append(others, n.Address)
+		}
+		return true
+	})
+	return others
+}
+
+// secondCopy has one more node keep an image, if there is one, so that what was
+// acknowledged survives the loss of this node. Which one is a matter of the
+// digest, so that the copies of many images are spread.
+func (h *Handler) secondCopy(ctx context.Context, image *ImageInfo) error {
+	others := h.otherNodes()
+	if h.opt.Peers == nil || len(others) == 0 {
+		return nil
+	}
+	var failed []error
+	first := int(image.Digest[0]) % len(others)
+	for i := range others {
+		address := others[(first+i)%len(others)]
+		if err := h.sendImage(ctx, address, image); err != nil {
+			h.opt.Log.Warn("a node does not take an image", "address", address, "digest", image.Digest, "error", err)
+			failed = append(failed, fmt.Errorf("%s: %w", address, err))
+			continue
+		}
+		return nil
+	}
+	return &blixard.Error{
+		Code:    blixard.CodeUnavailable,
+		Message: fmt.Sprintf("the image %s%s is kept on %s only, no other node took a copy: %v", digestPrefix, image.Digest, h.opt.Backend.Status().Node, errors.Join(failed...)),
+		Hint:    "send it again: what is there is not sent twice",
+	}
+}
+
+// sendImage sends an image of this node to another one, which answers before it
+// is sent when it has it.
+func (h *Handler) sendImage(ctx context.Context, address string, image *ImageInfo) error {
+	// A minute, and a second more for each MiB: a node that hangs must not hold
+	// up the upload for ever.
+	ctx, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(image.SizeBytes>>20)*time.Second)
+	defer cancel()
+	peer, err := h.opt.Peers(address)
+	if err != nil {
+		return err
+	}
+	defer peer.Close()
+	archive, into := io.Pipe()
+	var sending sync.WaitGroup
+	sending.Go(func() { into.CloseWithError(h.opt.Images.Export(ctx, image.Digest, into)) })
+	_, err = peer.PutImage(ctx, digestPrefix+image.Digest, archive, -1)
+	// What is still being exported, if the node had no need of it, ends here.
+	err = errors.Join(err, archive.Close())
+	sending.Wait()
+	return err
 }
 
 type countingWriter struct {

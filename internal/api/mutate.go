@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"crypto/rand"
 	"strconv"
 	"time"
 	"unicode"
@@ -65,7 +64,7 @@ func keyOf(ctx context.Context, key string) (string, error) {
 		}
 	}
 	if key == "" {
-		return rand.Text(), nil
+		return client.NewKey(), nil
 	}
 	if len(key) > maxKeyBytes || !printable(key) {
 		return "", blixard.Invalid("idempotencyKey", "", "the idempotency key must have 1 to %d printable characters", maxKeyBytes)

@@ -40,6 +40,9 @@ type Options struct {
 	// Token returns the token that callers must present. Nil: nobody is asked.
 	// While it returns "" (a node that is no member yet), nobody is let in.
 	Token func() string
+	// Defaults are a spec's fields that take the place of the built-in defaults
+	// where a request leaves them out: Hypervisor, VCPUs, MemoryMiB, StopGraceMS.
+	Defaults blixard.VMSpec
 	// Release is the version of the software.
 	Release string
 	// Timeout bounds a request that is not a stream; 0: DefaultTimeout.
@@ -53,12 +56,13 @@ type Handler struct {
 	rpc     *http.ServeMux
 	rest    *rest
 	streams map[string]bool // procedures that are not unary
+	unary   map[string]connect.Spec
 	timeout time.Duration
 }
 
 // New makes a Handler.
 func New(o Options) *Handler {
-	h := &Handler{opt: o, rpc: http.NewServeMux(), streams: map[string]bool{}, timeout: o.Timeout}
+	h := &Handler{opt: o, rpc: http.NewServeMux(), streams: map[string]bool{}, unary: map[string]connect.Spec{}, timeout: o.Timeout}
 	if h.timeout == 0 {
 		h.timeout = DefaultTimeout
 	}
@@ -74,6 +78,9 @@ func New(o Options) *Handler {
 	blixardv1connect.RegisterSystemServiceHandler(server, system{h})
 	for spec := range server.Specs() {
 		h.streams[spec.Procedure] = spec.StreamType != connect.StreamTypeUnary
+		if spec.StreamType == connect.StreamTypeUnary {
+			h.unary[spec.Procedure] = spec
+		}
 	}
 	connecthttp.Mount(h.rpc, server, connecthttp.WithReadMaxBytes(MaxBodyBytes), connecthttp.WithCompressMinBytes(16<<10))
 	h.rest = newREST(h, server)

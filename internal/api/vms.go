@@ -22,7 +22,7 @@ func (h vms) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest) (*bli
 	if err := blixard.CheckName(req.Name); err != nil {
 		return nil, err
 	}
-	spec, err := specOf(req.Spec)
+	spec, err := h.specOf(req.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +114,7 @@ func (h vms) UpdateVM(ctx context.Context, req *blixardv1.UpdateVMRequest) (*bli
 	if req.Spec == nil {
 		return nil, blixard.Invalid("spec", "give the whole spec; what is left out gets its default", "the request has no spec")
 	}
-	spec, err := specOf(req.Spec)
+	spec, err := h.specOf(req.Spec)
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,7 @@ func (h vms) ApplyVMs(ctx context.Context, req *blixardv1.ApplyVMsRequest) (*bli
 	if err := checkCount("vms", len(req.Vms)); err != nil {
 		return nil, err
 	}
-	commands, names, err := applyCommands(req.Vms)
+	commands, names, err := h.applyCommands(req.Vms)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +230,7 @@ func (h vms) ApplyVMs(ctx context.Context, req *blixardv1.ApplyVMsRequest) (*bli
 }
 
 // applyCommands checks every document and makes a command of each.
-func applyCommands(documents []*blixardv1.VMDocument) ([]*state.ApplyVM, []string, error) {
+func (h vms) applyCommands(documents []*blixardv1.VMDocument) ([]*state.ApplyVM, []string, error) {
 	commands := make([]*state.ApplyVM, len(documents))
 	names := make([]string, len(documents))
 	seen := make(map[string]int, len(documents))
@@ -243,7 +243,7 @@ func applyCommands(documents []*blixardv1.VMDocument) ([]*state.ApplyVM, []strin
 			return nil, nil, blixard.Invalid(path+".name", "", "the VM %s is there twice, as vms[%d] too", d.Name, first)
 		}
 		seen[d.Name], names[i] = i, d.Name
-		spec, err := specOf(d.Spec)
+		spec, err := h.specOf(d.Spec)
 		if err != nil {
 			return nil, nil, inField(err, path+"."+blixardv1.AsError(err).Field)
 		}
@@ -270,7 +270,7 @@ func (h vms) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMRequest) (*b
 	question := schedule.Request{VM: blixard.VMName(req.Name)}
 	switch {
 	case req.Spec != nil:
-		spec, err := specOf(req.Spec)
+		spec, err := h.specOf(req.Spec)
 		if err != nil {
 			return nil, err
 		}

@@ -49,6 +49,10 @@ type Env struct {
 	// root filesystem, an archive) into a bundle's archive. Nil: only builtin and
 	// imported images can be named.
 	PackImage func(ctx context.Context, path string) (PackedImage, error)
+	// EndNode takes from this machine what a node leaves outside of its data
+	// directory, once its processes have ended: `blixard dev` ends nodes with it.
+	// Nil: there is nothing.
+	EndNode func(ctx context.Context, dataDir string) error
 	// Executable is the program whose `server` command `blixard dev` runs; empty:
 	// this program.
 	Executable string

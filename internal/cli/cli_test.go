@@ -107,7 +107,7 @@ type site struct {
 	addresses string
 }
 
-func newSite(t *testing.T, e *testscript.Env, nodes int) *site {
+func newSite(t *testing.T, e interface{ Defer(func()) }, nodes int) *site {
 	s := &site{cluster: apitest.New(nodes)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

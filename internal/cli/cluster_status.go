@@ -121,7 +121,7 @@ func nodeListing(nodes []*blixardv1.Node, now time.Time) *listing {
 	l := &listing{
 		key: "nodes", empty: "there are no nodes",
 		columns: []column{
-			{name: "NODE"}, {name: "STATE"}, {name: "ROLE"}, {name: "AVAILABILITY"}, {name: "ADDRESS"}, {name: "ZONE"}, {name: "INSTANCES"}, {name: "MEMORY"}, {name: "AGE"},
+			{name: "NODE"}, {name: "STATE"}, {name: "ROLE"}, {name: "AVAILABILITY"}, {name: "ADDRESS"}, {name: "ZONE"}, {name: "INSTANCES"}, {name: "MEMORY"}, {name: "AGE", wide: true},
 			{name: "VCPUS", wide: true}, {name: "HYPERVISORS", wide: true}, {name: "ACCELERATION", wide: true}, {name: "PUBLISH", wide: true},
 			{name: "MATCH", wide: true}, {name: "RELEASE", wide: true}, {name: "ROLES", wide: true}, {name: "LABELS", wide: true},
 		},

@@ -250,7 +250,22 @@ func (a *app) endDev(d *devCluster) error {
 	for _, n := range d.Nodes {
 		n.Pid, n.Ticks = 0, 0
 	}
-	return d.save()
+	return errors.Join(d.save(), a.endNodes(d))
+}
+
+// endNodes takes away what the nodes have left outside of the cluster's directory.
+func (a *app) endNodes(d *devCluster) error {
+	if a.env.EndNode == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for _, n := range d.Nodes {
+		if err := a.env.EndNode(ctx, d.dataDir(n)); err != nil {
+			return fmt.Errorf("ending %s: %w", n.Name, err)
+		}
+	}
+	return nil
 }
 
 // serverExe is the base name of the servers' program.

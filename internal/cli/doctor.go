@@ -84,9 +84,9 @@ func (a *app) printChecks(l *listing, flags listFlags) error {
 		if a.colours(a.env.Stdout) {
 			status = coloured(status)
 		}
-		fmt.Fprintf(a.env.Stdout, "%s%s%-12s  %s\n", status, pad, r.cells[0].text, visible(r.cells[2].text))
+		fmt.Fprintf(a.env.Stdout, "%s%s%-13s  %s\n", status, pad, r.cells[0].text, visible(r.cells[2].text))
 		if mend := r.cells[3].text; mend != "" {
-			fmt.Fprintf(a.env.Stdout, "     %-12s  $ %s\n", "", visible(mend))
+			fmt.Fprintf(a.env.Stdout, "     %-13s  $ %s\n", "", visible(mend))
 		}
 	}
 	return nil

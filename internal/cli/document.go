@@ -262,7 +262,15 @@ func (r *reader) document(n *yaml.Node) []vmDocument {
 	case "List":
 		var out []vmDocument
 		if items != nil {
-			r.each("items", items, func(_ string, n *yaml.Node) { out = append(out, r.document(n)...) })
+			r.each("items", items, func(path string, n *yaml.Node) {
+				if r.lists {
+					r.fail(n, "", "%s: a list cannot hold lists", path)
+					return
+				}
+				r.lists = true
+				out = append(out, r.document(n)...)
+				r.lists = false
+			})
 		}
 		return out
 	}

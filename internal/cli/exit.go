@@ -55,8 +55,8 @@ func (a *app) report(err error) int {
 	}
 	var many documentErrors
 	if errors.As(err, &many) {
-		for _, line := range many.lines() {
-			a.say("%s", line)
+		for _, line := range many.lines() { // as editors know to read them
+			a.note("%s", line)
 		}
 		return client.ExitCode(blixard.Errorf(blixard.CodeInvalid, "documents"))
 	}

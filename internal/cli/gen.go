@@ -59,11 +59,11 @@ func writeCommand(w io.Writer, cmd *cobra.Command) {
 			continue
 		}
 		if !c.HasSubCommands() {
-			fmt.Fprintf(w, "\n## %s\n\n%s\n\n```\n%s\n```\n", c.CommandPath(), strings.TrimSpace(firstOf(c.Long, c.Short)), c.UseLine())
+			fmt.Fprintf(w, "\n## %s\n%s\n```\n%s\n%s", c.CommandPath(), strings.TrimSpace(firstOf(c.Long, c.Short)), c.UseLine(), ownFlags(c).FlagUsagesWrapped(120))
 			if c.Example != "" {
-				fmt.Fprintf(w, "\n```sh\n%s\n```\n", strings.TrimRight(dedent(c.Example), "\n"))
+				fmt.Fprintf(w, "\n%s\n", strings.TrimRight(dedent(c.Example), "\n"))
 			}
-			writeFlags(w, c.NonInheritedFlags())
+			fmt.Fprint(w, "```\n")
 		}
 		writeCommand(w, c)
 	}
@@ -77,23 +77,13 @@ func dedent(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-func writeFlags(w io.Writer, flags *pflag.FlagSet) {
-	if !flags.HasAvailableFlags() {
-		return
-	}
-	fmt.Fprint(w, "\n| flag | meaning |\n|---|---|\n")
-	flags.VisitAll(func(f *pflag.Flag) {
-		if f.Hidden || f.Name == "help" {
-			return
+// ownFlags are a command's flags without those that all have.
+func ownFlags(cmd *cobra.Command) *pflag.FlagSet {
+	own := pflag.NewFlagSet("", pflag.ContinueOnError)
+	cmd.NonInheritedFlags().VisitAll(func(f *pflag.Flag) {
+		if f.Name != "help" {
+			own.AddFlag(f)
 		}
-		name := "`--" + f.Name + "`"
-		if f.Shorthand != "" {
-			name = "`-" + f.Shorthand + "`, " + name
-		}
-		kind, usage := pflag.UnquoteUsage(f)
-		if kind != "" {
-			name += " " + kind
-		}
-		fmt.Fprintf(w, "| %s | %s |\n", name, strings.ReplaceAll(usage, "|", `\|`))
 	})
+	return own
 }

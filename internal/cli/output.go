@@ -183,7 +183,7 @@ func (a *app) printTable(w io.Writer, l *listing, flags listFlags) {
 	style.Format.Header = text.FormatDefault
 	t.SetStyle(style)
 	t.SuppressTrailingSpaces()
-	if width, is := terminal(w); is && width > 0 {
+	if width, is := terminal(w); is && width > 0 && a.output != formatWide { // wide lines wrap
 		t.Style().Size.WidthMax = width
 	}
 	colours := a.colours(w)

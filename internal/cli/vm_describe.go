@@ -218,7 +218,7 @@ func explainListing(got *blixardv1.ExplainVMResponse) *listing {
 		key: "nodes", columns: []column{{name: "NODE"}, {name: "FITS"}, {name: "INSTANCES"}, {name: "WHY NOT"}},
 		empty: firstOf(got.Summary, "there are no nodes"), after: visible(got.Summary),
 	}
-	if r := got.Refusal; r != nil {
+	if r := got.Refusal; r != nil && r.Summary != got.Summary {
 		l.after += fmt.Sprintf("\nno place for %d: %s", r.Missing, visible(r.Summary))
 	}
 	for _, n := range got.Nodes {

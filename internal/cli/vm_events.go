@@ -74,6 +74,9 @@ func (a *app) events(ctx context.Context, req *blixardv1.ListEventsRequest, flag
 	flags.headers = true
 	watch := &blixardv1.WatchRequest{Kinds: []string{"event"}, From: got.Index, Vm: req.Vm, Node: req.Node}
 	for m, err := range c.Watch(ctx, watch) {
+		if ctx.Err() != nil {
+			return nil // Ctrl-C is how a watch ends
+		}
 		if err != nil {
 			return err
 		}
@@ -85,7 +88,7 @@ func (a *app) events(ctx context.Context, req *blixardv1.ListEventsRequest, flag
 			return err
 		}
 	}
-	return ctx.Err()
+	return nil
 }
 
 // printEvents prints events that more may follow: as JSON, one to a line.

@@ -59,6 +59,17 @@ func (p *progress) show(text string) {
 	p.shown = true
 }
 
+// tell writes a line that stays.
+func (p *progress) tell(text string) {
+	line := p.last
+	p.end()
+	p.a.note("%s", visible(text))
+	if p.tty && line != "" {
+		p.last = ""
+		p.show(line)
+	}
+}
+
 // end wipes the line of a terminal.
 func (p *progress) end() {
 	if p.shown {
@@ -86,6 +97,7 @@ func (a *app) awaitVM(ctx context.Context, name string, g goal) (*blixardv1.VM, 
 	defer cancel()
 	p := a.newProgress()
 	var lost error
+	var told []string
 	vm, err := c.WaitVM(waitCtx, name, func(vm *blixardv1.VM) bool {
 		if g.reached(vm) {
 			return true
@@ -95,8 +107,15 @@ func (a *app) awaitVM(ctx context.Context, name string, g goal) (*blixardv1.VM, 
 		}
 		return lost != nil
 	}, func(vm *blixardv1.VM) {
-		if vm != nil {
-			p.show(vmProgress(vm))
+		if vm == nil {
+			return
+		}
+		p.show(vmProgress(vm))
+		for _, text := range complaints(vm) {
+			if !slices.Contains(told, text) && len(told) < 10 {
+				told = append(told, text)
+				p.tell("  " + text)
+			}
 		}
 	})
 	p.end()
@@ -124,6 +143,9 @@ func (a *app) notReached(name string, vm *blixardv1.VM, g goal) error {
 		return e
 	}
 	e.Message += ": " + strings.TrimPrefix(vmProgress(vm), name+": ")
+	if why := complaints(vm); len(why) > 0 {
+		e.Message += ": " + why[0]
+	}
 	if vm.Refusal != nil {
 		e.Code = blixard.CodeRefused
 		e.Hint = "`blixard vm explain " + name + "` shows what each node says; it starts by itself when there is room"
@@ -145,9 +167,6 @@ func vmProgress(vm *blixardv1.VM) string {
 		if i.State == "Running" {
 			one = fmt.Sprintf("%s %s on %s", i.Id, firstOf(i.Health, "not yet healthy"), i.Node)
 		}
-		if i.Message != "" && (i.State == "Failed" || i.State == "Running") {
-			one += " (" + i.Message + ")"
-		}
 		busy = append(busy, one)
 	}
 	if len(busy) > 3 {
@@ -160,6 +179,18 @@ func vmProgress(vm *blixardv1.VM) string {
 		text += fmt.Sprintf("; no place for %d: %s", r.Missing, r.Summary)
 	}
 	return text
+}
+
+// complaints are the reasons that instances gave for not running, each once.
+func complaints(vm *blixardv1.VM) []string {
+	var out []string
+	for _, i := range newest(vm.Instances) {
+		bad := i.State == "Failed" || i.State == "Lost" || i.Health == "unhealthy"
+		if bad && i.Message != "" && !slices.Contains(out, i.Message) {
+			out = append(out, i.Message)
+		}
+	}
+	return out
 }
 
 // newest leaves the newest incarnation of each slot, in order of the slots.

@@ -62,10 +62,13 @@ func (a *app) watch(ctx context.Context, kinds []string, vm string, render func(
 		select {
 		case <-changed:
 		case err := <-ended:
+			if ctx.Err() != nil {
+				return nil
+			}
 			return err
 		case <-ctx.Done():
 			<-ended
-			return ctx.Err()
+			return nil // Ctrl-C is how a watch ends
 		}
 		select {
 		case <-time.After(settleFor):

@@ -48,6 +48,7 @@ func (d documentErrors) Error() string { return strings.Join(d.lines(), "\n") }
 type reader struct {
 	file   string
 	errors documentErrors
+	lists  bool // within a list: an alias may lead back to it
 }
 
 func (r *reader) fail(n *yaml.Node, hint, format string, args ...any) {

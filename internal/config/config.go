@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -93,7 +95,7 @@ type Liveness struct {
 
 // MicroVM is what this node offers to instances.
 type MicroVM struct {
-	DefaultHypervisor string   `toml:"default_hypervisor"`
+	DefaultHypervisor string   `toml:"default_hypervisor"` // of VMs that name none; empty: the node chooses
 	DefaultMemoryMB   int64    `toml:"default_memory_mb"`
 	DefaultVCPUs      int      `toml:"default_vcpus"`
 	MaxVMsPerNode     int      `toml:"max_vms_per_node"`
@@ -104,9 +106,9 @@ type MicroVM struct {
 	ReservedVCPUs     int      `toml:"reserved_vcpus"`
 	ImageDir          string   `toml:"image_dir"` // empty: below data_dir
 	ForceEmulation    bool     `toml:"force_emulation"`
-	SimulatedNodes    int      `toml:"simulated"` // >0: instances are pretended, for load tests
-	StartLimit        int      `toml:"start_limit"`
-	StopTimeout       Duration `toml:"stop_timeout"`
+	SimulatedNodes    int      `toml:"simulated"`    // >0: instances are pretended, for load tests
+	StartLimit        int      `toml:"start_limit"`  // instances prepared and started at once; 0: 4, or one for each CPU
+	StopTimeout       Duration `toml:"stop_timeout"` // a guest gets to shut down, of VMs that do not say
 }
 
 // Storage is read and kept for the storage capability.
@@ -136,6 +138,8 @@ type Pool struct {
 
 // Network is how guests are connected.
 type Network struct {
+	Mode           string `toml:"mode"`   // user, bridge: of VMs that name none
+	Subnet         string `toml:"subnet"` // the nodes' guest subnets are taken from it
 	VLANRange      string `toml:"vlan_range"`
 	BridgeName     string `toml:"bridge_name"`
 	DefaultGateway string `toml:"default_gateway"`
@@ -164,8 +168,8 @@ func Default() Config {
 		Discovery: Discovery{Method: "static", Port: 7946},
 		Consensus: Consensus{ElectionTimeout: Duration(time.Second), HeartbeatInterval: Duration(100 * time.Millisecond), SnapshotThreshold: 10_000, MaxVoters: 5},
 		Liveness:  Liveness{HeartbeatInterval: Duration(time.Second), Lease: Duration(5 * time.Second), Margin: Duration(time.Second)},
-		MicroVM:   MicroVM{DefaultHypervisor: "qemu", DefaultMemoryMB: 512, DefaultVCPUs: 1, MaxVMsPerNode: 100, NixConfigDir: "/etc/blixard/vm-configs", StartLimit: 4, StopTimeout: Duration(30 * time.Second)},
-		Network:   Network{BridgeName: "blixard0"},
+		MicroVM:   MicroVM{DefaultMemoryMB: 512, DefaultVCPUs: 1, MaxVMsPerNode: 100, NixConfigDir: "/etc/blixard/vm-configs", StopTimeout: Duration(10 * time.Second)},
+		Network:   Network{Mode: "user", Subnet: "10.88.0.0/16", BridgeName: "blixard0"},
 		Monitoring: Monitoring{
 			MetricsEnabled: true,
 		},
@@ -340,6 +344,15 @@ func (c *Config) Check() error {
 	if c.Network.PublishAddress != "" && net.ParseIP(c.Network.PublishAddress) == nil {
 		return invalid("network.publish_address", "give an IP address of this machine", "network.publish_address %q is not an IP address", c.Network.PublishAddress)
 	}
+	if !slices.Contains([]string{"user", "bridge"}, c.Network.Mode) {
+		return invalid("network.mode", "user or bridge", "network.mode %q is not known", c.Network.Mode)
+	}
+	if p, err := netip.ParsePrefix(c.Network.Subnet); err != nil || !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 30 {
+		return invalid("network.subnet", "write an IPv4 network such as 10.88.0.0/16, between /8 and /30", "network.subnet %q is no network that guests could have", c.Network.Subnet)
+	}
+	if !bridgeName.MatchString(c.Network.BridgeName) {
+		return invalid("network.bridge_name", "at most 10 letters, digits, '-' and '_'", "network.bridge_name %q is no name for a bridge", c.Network.BridgeName)
+	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Cluster.LogLevel) {
 		return invalid("cluster.log_level", "debug, info, warn or error", "cluster.log_level %q is not known", c.Cluster.LogLevel)
 	}
@@ -366,12 +379,32 @@ func (c *Config) Check() error {
 	if beat < 20*time.Millisecond || lease < 3*beat || margin < lease/20 || lease+margin > 10*time.Minute {
 		return invalid("liveness", "the defaults are 1s, 5s and 1s", "liveness: heartbeat_interval %s, lease %s and margin %s do not fit together: the lease must span three heartbeats, the margin a twentieth of the lease, both together at most 10m", beat, lease, margin)
 	}
+	// What is left out of a VM comes from here, so it is held to a VM's bounds.
+	spec := c.MicroVM.SpecDefaults()
+	if c.MicroVM.DefaultMemoryMB < 0 || c.MicroVM.DefaultVCPUs < 0 || c.MicroVM.StopTimeout < 0 || c.MicroVM.StartLimit < 0 {
+		return invalid("microvm", "leave it out, or set it to 0 for the built-in default", "microvm: default_memory_mb, default_vcpus, start_limit and stop_timeout must not be negative")
+	}
+	spec.Defaults()
+	if err := spec.Check(); err != nil {
+		return fmt.Errorf("microvm: the defaults for VMs: %w", err)
+	}
 	for key := range c.Cluster.Labels {
 		if err := blixard.CheckLabelKey(key); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// bridgeName leaves room in a device name for the label of the node's address.
+var bridgeName = regexp.MustCompile(`^[a-zA-Z0-9][-a-zA-Z0-9_]{0,9}$`)
+
+// SpecDefaults are the parts of a VM's spec that this configuration gives when
+// a request leaves them out. Only those are set.
+func (m *MicroVM) SpecDefaults() blixard.VMSpec {
+	return blixard.VMSpec{
+		Hypervisor: m.DefaultHypervisor, VCPUs: m.DefaultVCPUs, MemoryMiB: m.DefaultMemoryMB, StopGraceMS: time.Duration(m.StopTimeout).Milliseconds(),
+	}
 }
 
 // Unused names settings that are set but have no effect in this release, so

@@ -299,19 +299,22 @@ func (l *life) notReady(name blixard.VMName) string {
 		return "is stopped"
 	}
 	up := 0
-	healthy := true
+	healthy, unhealthy := true, false
 	l.v.InstancesOf(name, func(i *blixard.Instance) bool {
 		if i.Ordinal <= vm.Spec.Replicas && i.Counts() && i.State == blixard.Running {
 			up++
-			healthy = healthy && (vm.Spec.Health == nil || i.Health != blixard.HealthUnhealthy)
+			healthy = healthy && (vm.Spec.Health == nil || i.Health == blixard.HealthHealthy)
+			unhealthy = unhealthy || i.Health == blixard.HealthUnhealthy
 		}
 		return true
 	})
 	switch {
 	case up < vm.Spec.Replicas:
 		return "does not run yet"
-	case !healthy:
+	case unhealthy:
 		return "is unhealthy"
+	case !healthy:
+		return "is not known to be healthy yet"
 	}
 	return ""
 }

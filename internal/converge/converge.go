@@ -73,6 +73,8 @@ type Found struct {
 	StopsOnPartition bool
 	// Ports that are really published.
 	Ports []blixard.PublishedPort
+	// Address of the guest itself, if it can be reached by one.
+	Address string
 }
 
 func (f *Found) alive() bool { return f != nil && (f.Phase == Running || f.Phase == Paused) }

@@ -17,7 +17,7 @@ type Observation struct {
 	State        blixard.InstanceState
 	Paused       bool
 	Message      string
-	Address      string // of the first published port
+	Address      string // of the first published port, else of the guest
 	Ports        []blixard.PublishedPort
 	Health       blixard.Health
 	Acceleration string
@@ -96,8 +96,11 @@ func (p *planner) observe(e *entry, state blixard.InstanceState, message string)
 			o.Ports = e.found.Ports
 		}
 	}
-	if o.Address = ""; len(o.Ports) > 0 {
+	switch o.Address = ""; {
+	case len(o.Ports) > 0:
 		o.Address = o.Ports[0].Address
+	case e.found != nil:
+		o.Address = e.found.Address
 	}
 	if e.local != nil && e.local.Health != blixard.HealthUnknown {
 		o.Health = e.local.Health

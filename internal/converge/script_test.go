@@ -104,6 +104,8 @@ func (in *Input) read(words []string) error {
 				f.Orderly = true
 			case "reason":
 				f.Reason = value
+			case "address":
+				f.Address = value
 			case "port":
 				f.Ports = append(f.Ports, blixard.PublishedPort{Protocol: "tcp", Address: value, GuestPort: 80})
 			default:

@@ -194,6 +194,7 @@ func TestImportRefusesHostileInput(t *testing.T) {
 		{"empty tar", makeTar(t, true), "empty"},
 		{"cut off", cutOff(t, makeTar(t, true, root, file("x", strings.Repeat("x", 5000)))), "reading"},
 		{"no tar", filepath.Join(directory("x", "hello"), "x"), "no tar"},
+		{"backing file alone", filepath.Join(directory("disk", qcow), "disk"), "backing file"},
 		{"no root", directory("hello", "x"), "no root file system"},
 		{"kernel alone", directory("kernel", "x"), "neither"},
 		{"two disks", directory("kernel", "x", "rootfs.img", "x", "rootfs.ext4", "y"), "more than one"},

@@ -40,6 +40,7 @@ var (
 //     or both, optionally cmdline and bundle.json. A disk without a kernel gets
 //     the builtin kernel and blixard-guest as init;
 //   - a directory with bundle.json and rootfs/ or rootfs.tar[.gz];
+//   - an ext4 or qcow2 image by itself: as a bundle directory with only that;
 //   - a root file system, as a directory, a tar or a tar.gz: it becomes an
 //     initial RAM disk with blixard-guest as /init and the builtin kernel. Its
 //     /etc/blixard/command names the command to run.
@@ -56,14 +57,16 @@ func (s Store) Import(ctx context.Context, path string) (b Bundle, err error) {
 		return Bundle{}, err
 	}
 	if info.Mode().IsRegular() {
-		ok, err := isTar(path)
-		if err != nil {
+		kind, err := sniff(path)
+		switch {
+		case err != nil:
 			return Bundle{}, err
+		case kind == fileTar:
+			return s.importTree(ctx, path, bundleFile{})
+		case kind == fileExt4, kind == fileQcow2:
+			return s.importParts(ctx, "", "", []string{path}, bundleFile{})
 		}
-		if !ok {
-			return Bundle{}, fmt.Errorf("it is no tar or tar.gz of a root file system, and no directory (other compressions have to be unpacked first): %w", ErrInvalid)
-		}
-		return s.importTree(ctx, path, bundleFile{})
+		return Bundle{}, fmt.Errorf("it is no tar or tar.gz of a root file system, no ext4 or qcow2 disk, and no directory (other compressions have to be unpacked first): %w", ErrInvalid)
 	}
 	if !info.IsDir() {
 		return Bundle{}, fmt.Errorf("it is neither a file nor a directory: %w", ErrInvalid)
@@ -184,7 +187,11 @@ func (s Store) importParts(ctx context.Context, kernel, initrd string, disks []s
 	}
 	for _, disk := range disks {
 		f := manifestFile{Name: "rootfs.img", Role: "disk", Format: "raw"}
-		if strings.HasSuffix(disk, ".qcow2") {
+		kind, err := sniff(disk)
+		if err != nil {
+			return Bundle{}, err
+		}
+		if strings.HasSuffix(disk, ".qcow2") || kind == fileQcow2 && !slices.Contains(diskNames, filepath.Base(disk)) {
 			f.Name, f.Format = "rootfs.qcow2", "qcow2"
 		}
 		if err := checkDisk(disk, f.Format); err != nil {

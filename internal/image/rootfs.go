@@ -73,21 +73,35 @@ func permissions(mode fs.FileMode) cpio.FileMode {
 	return p
 }
 
-// isTar tells whether a file is a tar, or a gzip of something.
-func isTar(file string) (bool, error) {
+// What a file begins with.
+const (
+	fileOther = iota
+	fileTar   // a tar, or a gzip of something
+	fileExt4  // an ext2, ext3 or ext4 file system without a partition table
+	fileQcow2
+)
+
+// sniff tells what kind of file it is by its first bytes.
+func sniff(file string) (kind int, err error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return false, err
+		return fileOther, err
 	}
 	defer f.Close()
-	head := make([]byte, 512)
+	head := make([]byte, 2048)
 	n, err := io.ReadFull(f, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return false, err
+		return fileOther, err
 	}
-	head = head[:n]
-	gzipped := n > 2 && head[0] == 0x1f && head[1] == 0x8b
-	return gzipped || (n == 512 && string(head[257:262]) == "ustar"), nil
+	switch gzipped := n > 2 && head[0] == 0x1f && head[1] == 0x8b; {
+	case gzipped, n >= 512 && string(head[257:262]) == "ustar":
+		return fileTar, nil
+	case n >= 4 && string(head[:4]) == "QFI\xfb":
+		return fileQcow2, nil
+	case n == len(head) && head[1080] == 0x53 && head[1081] == 0xef: // s_magic of the superblock at 1024
+		return fileExt4, nil
+	}
+	return fileOther, nil
 }
 
 // readTar takes a root file system from a tar, gzipped or not. Contents are

@@ -43,7 +43,9 @@ type Member struct {
 // ErrNoIdentity: the data directory belongs to no cluster yet.
 var ErrNoIdentity = errors.New("this node belongs to no cluster yet")
 
-func identityPath(dir string) string { return filepath.Join(dir, "node.json") }
+const identityName = "node.json"
+
+func identityPath(dir string) string { return filepath.Join(dir, identityName) }
 
 // ReadIdentity reads the identity in a data directory; ErrNoIdentity without.
 func ReadIdentity(dir string) (Identity, error) {
@@ -56,10 +58,10 @@ func ReadIdentity(dir string) (Identity, error) {
 	}
 	var id Identity
 	if err := json.Unmarshal(b, &id); err != nil {
-		return Identity{}, fmt.Errorf("the node's identity %s is damaged (%w): restore it from a backup, or remove the data directory and join again", identityPath(dir), err)
+		return Identity{}, fmt.Errorf("the node's identity %s is damaged (%w): restore it from a backup, or remove it and run `blixard cluster join --replace`", identityPath(dir), err)
 	}
 	if id.RaftID == 0 || id.Name == "" || id.ClusterID == "" {
-		return Identity{}, fmt.Errorf("the node's identity %s is incomplete: restore it from a backup, or remove the data directory and join again", identityPath(dir))
+		return Identity{}, fmt.Errorf("the node's identity %s is incomplete: restore it from a backup, or remove it and run `blixard cluster join --replace`", identityPath(dir))
 	}
 	return id, nil
 }
@@ -74,6 +76,18 @@ func WriteIdentity(dir string, id Identity) error {
 	} else if !errors.Is(err, ErrNoIdentity) {
 		return err
 	}
+	if has, err := hasLog(dir); err != nil {
+		return err
+	} else if has {
+		return &blixard.Error{
+			Code: blixard.CodeExists, Message: fmt.Sprintf("%s holds the raft log of a node, but not %s, which says of which one", dir, identityName),
+			Hint: "restore that file, or run `blixard cluster join --replace`, which sets the log aside, or give another --data-dir",
+		}
+	}
+	return putIdentity(dir, id)
+}
+
+func putIdentity(dir string, id Identity) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making the data directory: %w", err)
 	}
@@ -81,11 +95,11 @@ func WriteIdentity(dir string, id Identity) error {
 	if err != nil {
 		return fmt.Errorf("encoding the identity: %w", err)
 	}
-	return writeDurably(identityPath(dir), append(b, '\n'))
+	return WriteDurably(identityPath(dir), append(b, '\n'))
 }
 
-// writeDurably writes a file that is there whole or not at all.
-func writeDurably(path string, b []byte) error {
+// WriteDurably writes a file that is there whole or not at all.
+func WriteDurably(path string, b []byte) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)

@@ -15,8 +15,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +42,7 @@ const (
 	loopBatch       = 512
 	trailingEntries = 5_000 // kept in memory behind a snapshot, for followers that are a little behind
 	snapshotBytes   = 64 << 20
+	cheapSnapshot   = 4 << 20 // a state this small may be written as often as configured
 	resendAfter     = 2 * time.Second
 )
 
@@ -92,6 +95,7 @@ type Server struct {
 	readySeq      uint64
 	lastSnapshot  uint64
 	sinceBytes    int
+	stateBytes    int // of the newest snapshot written here
 	snapshotting  bool
 	afterSnapshot []func() // wait for the one being written
 	lastLead      uint64
@@ -100,6 +104,7 @@ type Server struct {
 	hurryFrom     time.Time // the timer is to be set to this; zero: it is
 	hurryLeader   uint64
 	hurryTicks    int
+	addresses     map[uint64]string // where members were last known to be
 	fatal         error
 	wg            sync.WaitGroup
 }
@@ -109,6 +114,7 @@ type raftStatus struct {
 	leader, term       uint64
 	leads              bool
 	applied, committed uint64
+	conf               *raftpb.ConfState
 }
 
 // New makes the server of what the log held.
@@ -118,9 +124,9 @@ func New(opt Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		opt: opt, log: opt.Log.With("component", "consensus", "node_id", string(opt.Identity.Name)), started: time.Now(),
+		opt: opt, log: opt.Log.With("component", "consensus"), started: time.Now(),
 		messages: make(chan []*raftpb.Message, 1024), proposals: make(chan *proposal, maxPending), reads: make(chan *read, maxPending),
-		calls: make(chan func(), 1024), done: make(chan struct{}), waiting: map[uint64]*proposal{}, hub: newHub(),
+		calls: make(chan func(), 1024), done: make(chan struct{}), waiting: map[uint64]*proposal{}, addresses: map[uint64]string{}, hub: newHub(),
 	}
 	// Neither numbers nor read rounds of a former process of this node may be
 	// taken for this one's.
@@ -355,7 +361,7 @@ func (s *Server) finish(out replica.Output) {
 func (s *Server) publish(applied uint64) {
 	v := s.r.View()
 	s.view.Store(v)
-	s.status.Store(&raftStatus{leader: s.r.Leader(), term: s.r.Term(), leads: s.r.Leads(), applied: max(applied, v.Index), committed: s.r.Committed()})
+	s.status.Store(&raftStatus{leader: s.r.Leader(), term: s.r.Term(), leads: s.r.Leads(), applied: max(applied, v.Index), committed: s.r.Committed(), conf: s.r.ConfState()})
 	s.opt.Metrics.progress(v, len(s.waiting))
 }
 
@@ -366,12 +372,14 @@ func (s *Server) nameOf(raftID uint64) string {
 	return ""
 }
 
-// peersChanged tells the transport where everybody is.
+// peersChanged tells the transport where everybody is: all nodes, and those
+// that were removed as long as the consensus still counts on their answers.
 func (s *Server) peersChanged() {
 	var peers []transport.Peer
 	s.r.View().Nodes(func(n *blixard.Node) bool {
 		if !n.Simulated {
 			peers = append(peers, transport.Peer{RaftID: n.RaftID, Address: n.Address})
+			s.addresses[n.RaftID] = n.Address
 		}
 		return true
 	})
@@ -379,14 +387,30 @@ func (s *Server) peersChanged() {
 		for _, p := range s.opt.Identity.Peers {
 			peers = append(peers, transport.Peer{RaftID: p.RaftID, Address: p.Address})
 		}
+	} else {
+		conf := s.r.ConfState()
+		for _, id := range slices.Concat(conf.GetVoters(), conf.GetLearners(), conf.GetVotersOutgoing()) {
+			if address := s.addresses[id]; address != "" && s.r.View().NodeByRaftID(id) == nil {
+				peers = append(peers, transport.Peer{RaftID: id, Address: address})
+			}
+		}
 	}
 	s.opt.Transport.SetPeers(peers)
 }
 
-// maybeSnapshot writes a snapshot in the background when the log has grown.
+// InConf tells whether a raft ID is in the raft configuration in force here.
+func (s *Server) InConf(raftID uint64) bool {
+	conf := s.status.Load().conf
+	return slices.Contains(conf.GetVoters(), raftID) || slices.Contains(conf.GetLearners(), raftID) || slices.Contains(conf.GetVotersOutgoing(), raftID)
+}
+
+// maybeSnapshot writes a snapshot in the background when the log has grown: by
+// as many entries as configured, and by twice as much as the last snapshot was
+// long, so that writing a large state stays a small part of all that is written.
 func (s *Server) maybeSnapshot() {
 	applied := s.r.View().Index
-	if s.snapshotting || applied-s.lastSnapshot < s.opt.SnapshotEntries && s.sinceBytes < snapshotBytes || applied == s.lastSnapshot {
+	grown := applied-s.lastSnapshot >= s.opt.SnapshotEntries && (s.stateBytes < cheapSnapshot || s.sinceBytes >= 2*s.stateBytes)
+	if s.snapshotting || !grown && s.sinceBytes < snapshotBytes || applied == s.lastSnapshot {
 		return
 	}
 	s.snapshot(nil)
@@ -399,11 +423,14 @@ func (s *Server) snapshot(done func(uint64, error)) {
 	s.snapshotting, s.sinceBytes = true, 0
 	s.wg.Go(func() {
 		start := time.Now()
-		err := s.opt.Opened.Log.WriteSnapshot(meta, writeView(view))
+		size := 0
+		write := writeView(view)
+		err := s.opt.Opened.Log.WriteSnapshot(meta, func(w io.Writer) error { return write(&counting{w: w, n: &size}) })
 		s.opt.Metrics.snapshot(time.Since(start))
 		s.call(func() {
 			s.snapshotting = false
 			if err == nil {
+				s.stateBytes = size
 				s.lastSnapshot = view.Index
 				err = s.compact(view.Index)
 			}
@@ -420,6 +447,18 @@ func (s *Server) snapshot(done func(uint64, error)) {
 			}
 		})
 	})
+}
+
+// counting counts what is written through it.
+type counting struct {
+	w io.Writer
+	n *int
+}
+
+func (c *counting) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	*c.n += n
+	return n, err
 }
 
 func (s *Server) compact(index uint64) error {

@@ -148,7 +148,7 @@ func (m *JoinNode) apply(tx *txn) (Outcome, *blixard.Error) {
 		if old.State == blixard.NodeReady && (!m.Replace || m.TokenID != "" && !tx.tokenIsFor(m.TokenID, m.Node.Name)) {
 			return Outcome{}, &blixard.Error{
 				Code: blixard.CodeExists, Message: "a node named " + string(m.Node.Name) + " is a member and in touch",
-				Hint: "choose another --node-id, remove it first with `blixard cluster remove-node " + string(m.Node.Name) + "`, or replace it with a token of `blixard cluster token create --node " + string(m.Node.Name) + "`",
+				Hint: "choose another --node-id, remove it first with `blixard cluster remove-node " + string(m.Node.Name) + "`, or, if its disk is lost, replace it: `blixard cluster join --replace` with a token of `blixard cluster token create --node-id " + string(m.Node.Name) + "`",
 			}
 		}
 		tx.loseInstances(old, true)

@@ -55,6 +55,10 @@ type Disk struct {
 	Path     string
 	Format   string // raw, qcow2
 	ReadOnly bool
+	// Overlay lets the guest write while Path is only read, and may be shared:
+	// what it writes belongs to the incarnation and is gone when that ends. It
+	// excludes ReadOnly.
+	Overlay bool
 }
 
 // Network says how the guest is connected.

@@ -94,6 +94,13 @@ type Images struct {
 
 var _ api.Images = (*Images)(nil)
 
+// Forget loses all images.
+func (s *Images) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = nil
+}
+
 // List implements api.Images.
 func (s *Images) List(context.Context) ([]api.ImageInfo, error) {
 	s.mu.Lock()

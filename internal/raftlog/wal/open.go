@@ -12,8 +12,9 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 )
 
-const wayOut = "this node's disk copy is damaged; if other voters are healthy: remove the data directory's raft folder " +
-	"and join again with `blixard cluster join`, or run `blixard cluster recover`"
+const wayOut = "this node's copy is damaged, and nothing was changed; to get a new one from the other nodes, make a token there with " +
+	"`blixard cluster token create --node-id NAME`, and run here, with this node's --data-dir and --listen, `blixard cluster join --replace --token TOKEN --join HOST:PORT`; " +
+	"if no other node is left, `blixard cluster recover --from SNAPSHOT` goes on with a saved state"
 
 // Open opens the log in dir, making both if there is none, and repairs a torn
 // tail. It changes nothing when it returns an error that wraps

@@ -50,6 +50,12 @@ type Options struct {
 	Heartbeat func(ctx context.Context, req *peerv1.HeartbeatRequest) (*peerv1.HeartbeatResponse, error)
 	// Known tells whether a raft ID is a member's; others are turned away.
 	Known func(raftID uint64) bool
+	// Removed tells whether a raft ID was a member's and never will be again;
+	// who has it is told so.
+	Removed func(raftID uint64) bool
+	// TurnedAway hears that the member at an address says so of raftID, this
+	// node's or one it speaks for. It may be called more than once.
+	TurnedAway func(raftID uint64, by string)
 }
 
 // Transport sends to peers and serves what they send.
@@ -212,6 +218,7 @@ func (p *peer) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		p.t.NoteRemoval(err, p.t.opt.RaftID, p.address)
 		p.t.opt.Handler.Unreachable(p.id)
 		if errors.Is(err, syscall.ECONNREFUSED) {
 			p.t.opt.Handler.PeerGone(p.id)
@@ -255,8 +262,21 @@ func (p *peer) stream(ctx context.Context) error {
 			return err
 		}
 		if err := s.Send(batch); err != nil {
+			select {
+			case why := <-broken: // says more than that nobody listens
+				err = errors.Join(why, err)
+			case <-ctx.Done():
+			}
 			return fmt.Errorf("sending to %s: %w", p.address, err)
 		}
+	}
+}
+
+// NoteRemoval looks whether a call of a peer failed because raftID is no member
+// any more.
+func (t *Transport) NoteRemoval(err error, raftID uint64, address string) {
+	if connect.CodeOf(err) == codeRemoved && t.opt.TurnedAway != nil {
+		t.opt.TurnedAway(raftID, address)
 	}
 }
 
@@ -283,7 +303,12 @@ func (p *peer) batch(ctx context.Context, broken <-chan error) (*peerv1.RaftRequ
 	}
 	select {
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		select {
+		case err := <-broken: // which is why ctx ended
+			return nil, fmt.Errorf("the stream to %s ended: %w", p.address, err)
+		default:
+			return nil, ctx.Err()
+		}
 	case err := <-broken:
 		return nil, fmt.Errorf("the stream to %s ended: %w", p.address, err)
 	case m := <-p.queue:

@@ -25,7 +25,14 @@ type service struct {
 	t *Transport
 }
 
+// codeRemoved tells a peer that it is no member any more; nothing else that
+// this service answers has it.
+const codeRemoved = connect.CodeFailedPrecondition
+
 func (s *service) check(from uint64) error {
+	if s.t.opt.Removed != nil && s.t.opt.Removed(from) {
+		return connect.NewError(codeRemoved, fmt.Sprintf("the node with raft ID %d was removed from this cluster", from))
+	}
 	if s.t.opt.Known != nil && !s.t.opt.Known(from) {
 		return connect.NewError(connect.CodePermissionDenied, fmt.Sprintf("node with raft ID %d is not a member of this cluster (any more)", from))
 	}

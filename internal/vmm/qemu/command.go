@@ -82,6 +82,9 @@ func check(spec vmm.Spec) error {
 		if !diskFormats[disk.Format] {
 			return bad("disk %s has format %q, want raw or qcow2", disk.Path, disk.Format)
 		}
+		if disk.ReadOnly && disk.Overlay {
+			return bad("disk %s is to be read-only and written to an overlay", disk.Path)
+		}
 		files = append(files, disk.Path)
 	}
 	for _, path := range files {
@@ -160,7 +163,7 @@ func arguments(record specRecord, f features) []string {
 	}
 	for i, disk := range spec.Disks {
 		a = append(a,
-			"-drive", fmt.Sprintf("if=none,id=disk%d,file=%s,format=%s,readonly=%s", i, escape(disk.Path), disk.Format, onOff(disk.ReadOnly)),
+			"-drive", fmt.Sprintf("if=none,id=disk%d,file=%s,format=%s,readonly=%s,snapshot=%s", i, escape(disk.Path), disk.Format, onOff(disk.ReadOnly), onOff(disk.Overlay)),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
 	}
 	return append(a, networkArguments(spec.Network)...)

@@ -16,6 +16,9 @@ import (
 	"github.com/blixard/blixard/internal/vmm"
 )
 
+// execWithin bounds the wait for a spawned process to show its command line.
+const execWithin = 2 * time.Second
+
 // Start implements vmm.Driver.
 func (d *Driver) Start(ctx context.Context, spec vmm.Spec) error {
 	ref := spec.Ref
@@ -98,8 +101,10 @@ func (d *Driver) spawn(inc *incarnation, argv []string) (*process, error) {
 		return nil, err
 	}
 	proc, err := os.StartProcess(binary, argv, &os.ProcAttr{
-		Dir:   inc.dir,
-		Env:   []string{"PATH=" + os.Getenv("PATH"), "LANG=C"},
+		Dir: inc.dir,
+		// An overlay of a disk is a file that QEMU makes in TMPDIR and unlinks at
+		// once; if it dies in between, the file goes with the directory.
+		Env:   []string{"PATH=" + os.Getenv("PATH"), "LANG=C", "TMPDIR=" + inc.dir},
 		Files: []*os.File{null, log, log},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
@@ -116,7 +121,13 @@ func (d *Driver) spawn(inc *incarnation, argv []string) (*process, error) {
 		return nil, err
 	}
 	inc.process = &processRecord{Pid: pid, StartTicks: stat.startTicks, BootID: d.boot}
+	// The kernel tells us that exec has succeeded a moment before the new command
+	// line can be read; under load that moment is long enough to be seen.
 	p, err := identify(inc, pid, stat.startTicks)
+	for deadline := time.Now().Add(execWithin); p == nil && err == nil && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+		p, err = identify(inc, pid, stat.startTicks)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -98,13 +98,13 @@ func TestMatchPorts(t *testing.T) {
 func TestArguments(t *testing.T) {
 	spec := vmm.Spec{
 		Ref: webapp, VCPUs: 2, MemoryMiB: 256, Kernel: "/k", Initrd: "/i", Cmdline: "a=b",
-		Disks:   []vmm.Disk{{Path: "/d,readonly=off", Format: "raw", ReadOnly: true}},
+		Disks:   []vmm.Disk{{Path: "/d,readonly=off", Format: "raw", ReadOnly: true}, {Path: "/e", Format: "qcow2", Overlay: true}},
 		Network: vmm.Network{Mode: "tap", Tap: "blx0", MAC: "52:54:00:12:34:56"},
 	}
 	line := strings.Join(arguments(specRecord{UUID: "u-u", Spec: spec}, features{"kvm", true, true}), " ")
 	for _, want := range []string{
 		"-accel kvm -cpu host", "-sandbox on,", "-uuid u-u", "-smp 2 -m 256", "-kernel /k", "-initrd /i",
-		"panic=-1 reboot=t a=b", "file=/d,,readonly=off,format=raw,readonly=on",
+		"panic=-1 reboot=t a=b", "file=/d,,readonly=off,format=raw,readonly=on,snapshot=off", "file=/e,format=qcow2,readonly=off,snapshot=on",
 		"tap,id=net0,ifname=blx0,script=no,downscript=no", "mac=52:54:00:12:34:56", "name=blixard.guest",
 	} {
 		if !strings.Contains(line, want) {
@@ -123,22 +123,23 @@ func TestCheck(t *testing.T) {
 		return func(s *vmm.Spec) { s.Network = vmm.Network{Mode: "user", Ports: []vmm.Port{p}} }
 	}
 	for name, spoil := range map[string]func(*vmm.Spec){
-		"no kernel":        func(s *vmm.Spec) { s.Kernel = "" },
-		"missing kernel":   func(s *vmm.Spec) { s.Kernel = kernel + "x" },
-		"relative kernel":  func(s *vmm.Spec) { s.Kernel = "vmlinuz" },
-		"missing initrd":   func(s *vmm.Spec) { s.Initrd = "/nonesuch" },
-		"line break":       func(s *vmm.Spec) { s.Cmdline = "a\nb" },
-		"disk format":      func(s *vmm.Spec) { s.Disks = []vmm.Disk{{Path: kernel, Format: "raw,file=/etc/shadow"}} },
-		"network disk":     func(s *vmm.Spec) { s.Disks = []vmm.Disk{{Path: "nbd://host/x", Format: "raw"}} },
-		"too much memory":  func(s *vmm.Spec) { s.MemoryMiB = maxMemoryMiB + 1 },
-		"MAC":              func(s *vmm.Spec) { s.Network.MAC = "52:54:00:12:34:56,romfile=/x" },
-		"multicast MAC":    func(s *vmm.Spec) { s.Network.MAC = "01:00:5e:00:00:01" },
-		"tap":              func(s *vmm.Spec) { s.Network = vmm.Network{Mode: "tap", Tap: "x,script=/bin/sh"} },
-		"long tap":         func(s *vmm.Spec) { s.Network = vmm.Network{Mode: "tap", Tap: "abcdefghijklmnop"} },
-		"ports without it": func(s *vmm.Spec) { s.Network.Ports = []vmm.Port{{GuestPort: 1}} },
-		"protocol":         port(vmm.Port{Protocol: "sctp", GuestPort: 1}),
-		"host address":     port(vmm.Port{HostIP: "127.0.0.1:1-:1,hostfwd=tcp", GuestPort: 1}),
-		"IPv6":             port(vmm.Port{HostIP: "::1", GuestPort: 1}),
+		"no kernel":         func(s *vmm.Spec) { s.Kernel = "" },
+		"missing kernel":    func(s *vmm.Spec) { s.Kernel = kernel + "x" },
+		"relative kernel":   func(s *vmm.Spec) { s.Kernel = "vmlinuz" },
+		"missing initrd":    func(s *vmm.Spec) { s.Initrd = "/nonesuch" },
+		"line break":        func(s *vmm.Spec) { s.Cmdline = "a\nb" },
+		"disk format":       func(s *vmm.Spec) { s.Disks = []vmm.Disk{{Path: kernel, Format: "raw,file=/etc/shadow"}} },
+		"network disk":      func(s *vmm.Spec) { s.Disks = []vmm.Disk{{Path: "nbd://host/x", Format: "raw"}} },
+		"read-only overlay": func(s *vmm.Spec) { s.Disks = []vmm.Disk{{Path: kernel, Format: "raw", ReadOnly: true, Overlay: true}} },
+		"too much memory":   func(s *vmm.Spec) { s.MemoryMiB = maxMemoryMiB + 1 },
+		"MAC":               func(s *vmm.Spec) { s.Network.MAC = "52:54:00:12:34:56,romfile=/x" },
+		"multicast MAC":     func(s *vmm.Spec) { s.Network.MAC = "01:00:5e:00:00:01" },
+		"tap":               func(s *vmm.Spec) { s.Network = vmm.Network{Mode: "tap", Tap: "x,script=/bin/sh"} },
+		"long tap":          func(s *vmm.Spec) { s.Network = vmm.Network{Mode: "tap", Tap: "abcdefghijklmnop"} },
+		"ports without it":  func(s *vmm.Spec) { s.Network.Ports = []vmm.Port{{GuestPort: 1}} },
+		"protocol":          port(vmm.Port{Protocol: "sctp", GuestPort: 1}),
+		"host address":      port(vmm.Port{HostIP: "127.0.0.1:1-:1,hostfwd=tcp", GuestPort: 1}),
+		"IPv6":              port(vmm.Port{HostIP: "::1", GuestPort: 1}),
 	} {
 		spec := good
 		spoil(&spec)
