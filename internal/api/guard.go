@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"errors"
+	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -72,11 +73,37 @@ func (h *Handler) guard(next connect.ServerFunc) connect.ServerFunc {
 			ctx, cancel = context.WithTimeout(ctx, h.timeout)
 			defer cancel()
 		}
-		if err := next(ctx, spec, stream); err != nil {
+		err = next(ctx, spec, stream)
+		h.note(ctx, spec, info, err)
+		if err != nil {
 			return h.refuse(info, err)
 		}
 		return nil
 	}
+}
+
+// note logs a request: at level debug, since there may be thousands a second.
+func (h *Handler) note(ctx context.Context, spec connect.Spec, info *connect.CallInfo, err error) {
+	if !h.opt.Log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	code := "ok"
+	if err != nil {
+		code = string(blixard.CodeOf(err))
+	}
+	h.opt.Log.Debug("request", "component", "api", "event", spec.Procedure[strings.LastIndexByte(spec.Procedure, '/')+1:], "code", code, "trace_id", traceID(info.RequestHeader().Get))
+}
+
+// traceID is the trace a caller says the request belongs to (W3C Trace
+// Context), else its idempotency key.
+func traceID(header func(string) string) string {
+	if parts := strings.Split(header("Traceparent"), "-"); len(parts) == 4 && len(parts[1]) == 32 && printable(parts[1]) {
+		return parts[1]
+	}
+	if key := header(client.KeyHeader); len(key) <= 128 && printable(key) {
+		return key
+	}
+	return ""
 }
 
 // refuse makes an error fit for the wire, and says when to try again.

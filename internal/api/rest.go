@@ -25,7 +25,7 @@ import (
 const protocolREST = "rest"
 
 // passedHeaders are what the procedures read of a request's header.
-var passedHeaders = []string{"Authorization", client.KeyHeader, client.ActorHeader, client.ForwardedHeader}
+var passedHeaders = []string{"Authorization", client.KeyHeader, client.ActorHeader, client.ForwardedHeader, "Traceparent"}
 
 // rest serves the google.api.http annotations of a server's procedures.
 type rest struct {
