@@ -39,7 +39,7 @@ type Log interface {
 	// WriteSnapshot stores a snapshot durably; write produces its bytes as a
 	// stream. It may run beside Save. The log before it stays until Compact.
 	// The log must hold the entry it is of; saved entries become durable with
-	// it. If a newer one is installed meanwhile, it is dropped, without error.
+	// it. If a newer one is there, or comes meanwhile, it is dropped, without error.
 	WriteSnapshot(meta *raftpb.SnapshotMetadata, write func(io.Writer) error) error
 	// Install is WriteSnapshot for a snapshot received from the leader: it
 	// replaces the log, whose entries up to meta.Index (and any beyond that do

@@ -229,6 +229,8 @@ func (l *Log) store(meta *raftpb.SnapshotMetadata, write func(io.Writer) error, 
 	switch {
 	case index == 0 || term == 0:
 		return fmt.Errorf("storing snapshot of index %d, term %d: it is empty", index, term)
+	case index < d.current.base() && !install:
+		return nil // overtaken by one that was installed
 	case index < d.current.base():
 		return fmt.Errorf("storing snapshot of index %d: there is one of %d", index, d.current.base())
 	case !held && !install:

@@ -26,12 +26,14 @@ const (
 
 var trailerMagic = [4]byte{0xa5, 'B', 'X', 'S'}
 
-// WriteSnapshot implements raftlog.Log. A snapshot older than the newest one
-// is refused; if a newer one is installed while it is being written, it is
-// dropped and that is success.
+// WriteSnapshot implements raftlog.Log. A snapshot older than the newest one is
+// dropped and that is success: a newer one was installed before or while it was
+// being written.
 func (l *Log) WriteSnapshot(meta *raftpb.SnapshotMetadata, write func(io.Writer) error) error {
 	id := snapID{meta.GetIndex(), meta.GetTerm()}
-	if err := l.checkSnapshot(id, false); err != nil {
+	if err := l.checkSnapshot(id, false); errors.Is(err, errOvertaken) {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	tmp, err := l.stream(id, ".write"+tmpExt, meta, write)
@@ -98,6 +100,9 @@ func (l *Log) Install(meta *raftpb.SnapshotMetadata, write func(io.Writer) error
 	return nil
 }
 
+// errOvertaken: a newer snapshot is there, so an older one is of no use.
+var errOvertaken = errors.New("there is a newer snapshot")
+
 // checkSnapshot refuses what cannot be a snapshot of this log.
 func (l *Log) checkSnapshot(id snapID, install bool) error {
 	l.mu.Lock()
@@ -107,6 +112,8 @@ func (l *Log) checkSnapshot(id snapID, install bool) error {
 		return l.err
 	case id.index == 0 || id.term == 0:
 		return fmt.Errorf("storing snapshot of index %d, term %d: it is empty", id.index, id.term)
+	case id.index < l.newest().index && !install:
+		return errOvertaken
 	case id.index < l.newest().index:
 		return fmt.Errorf("storing snapshot of index %d: there is one of %d", id.index, l.newest().index)
 	case install && !l.holds(id) && id.index < l.hs.commit:
