@@ -28,6 +28,9 @@ const (
 	// unreachableFor is how long a call goes on when no node can be reached at
 	// all: most likely none is there.
 	unreachableFor = 3 * time.Second
+	// silentFor is how long a node may be silent before another one is asked the
+	// same, once: a process that hangs still takes connections.
+	silentFor = 5 * time.Second
 )
 
 // NewKey makes an idempotency key. Keys made later sort after those made before,
@@ -49,13 +52,22 @@ func change[Req, Res any](ctx context.Context, c *Client, req Req, method func(*
 
 func call[Req, Res any](ctx context.Context, c *Client, key string, req Req, method func(*endpoint) func(context.Context, Req) (Res, error)) (Res, error) {
 	var res Res
+	asked := 0
 	err := c.retry(ctx, func(e *endpoint) error {
-		callCtx, info := connect.NewClientContext(ctx)
+		attempt, cancel := ctx, context.CancelFunc(func() {})
+		if asked++; asked < len(c.endpoints) && c.retryFor > 0 {
+			attempt, cancel = context.WithTimeout(ctx, silentFor)
+		}
+		defer cancel()
+		callCtx, info := connect.NewClientContext(attempt)
 		if key != "" {
 			info.RequestHeader().Set(KeyHeader, key)
 		}
 		var err error
 		res, err = method(e)(callCtx, req)
+		if err != nil && attempt.Err() != nil && ctx.Err() == nil {
+			return &blixard.Error{Code: blixard.CodeUnavailable, Message: fmt.Sprintf("no answer from %s within %s: %v", e.url, silentFor, err), Hint: "does the node hang? --addr names others"}
+		}
 		return err
 	})
 	return res, err

@@ -43,7 +43,7 @@ stop what is left of them first, and have them join again afterwards with
 		},
 	}
 	f.bind(cmd)
-	cmd.Flags().StringVar(&from, "from", "", "state saved by `blixard cluster snapshot FILE`, in place of this node's log")
+	cmd.Flags().StringVar(&from, "from", "", "`file` saved by blixard cluster snapshot FILE, in place of this node's log")
 	cmd.Flags().BoolVar(&discard, "discard-other-nodes", false, "do it: every other node loses its membership, and what only they knew is lost")
 	return cmd
 }

@@ -248,6 +248,16 @@ func (h cluster) TransferLeader(ctx context.Context, req *blixardv1.TransferLead
 			return nil, err
 		}
 	}
+	// Only the leader can hand over; a node that does not lead asks it to.
+	st := h.opt.Backend.Status()
+	if leader := h.opt.Backend.View().Node(st.Leader); leader != nil && st.Leader != st.Node && forwarded(ctx) == "" && h.opt.Peers != nil {
+		peer, err := h.opt.Peers(leader.Address)
+		if err != nil {
+			return nil, err
+		}
+		defer peer.Close()
+		return peer.TransferLeader(ctx, req)
+	}
 	if err := h.opt.Backend.TransferLeader(ctx, blixard.NodeName(req.To)); err != nil {
 		return nil, err
 	}

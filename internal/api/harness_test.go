@@ -71,7 +71,7 @@ func (s *site) serve(name string) {
 	s.servers[name], s.urls[name] = server, "http://"+address
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := server.Serve(listener); err != http.ErrServerClosed { //nolint:errorlint // as documented
+		if err := server.Serve(h.Listen(listener)); err != http.ErrServerClosed { //nolint:errorlint // as documented
 			s.t.Errorf("serving %s: %v", name, err)
 		}
 	})

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -39,13 +38,7 @@ func diskFull(t *testing.T, n int) {
 	c.waitMembers(n, n, 30*time.Second)
 
 	w := &writer{c: c, prefix: "vm", spec: &blixardv1.VMSpec{Env: map[string]string{"FILL": strings.Repeat("x", 12<<10)}}}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		w.run(ctx, 6, c.Nodes...)
-	}()
+	stop := w.begin(6, c.Nodes...)
 	c.Eventually("some creates", 20*time.Second, func() error {
 		if got := w.count(); got < 100 {
 			return fmt.Errorf("%d", got)
@@ -65,8 +58,7 @@ func diskFull(t *testing.T, n int) {
 			return nil
 		})
 	}
-	cancel()
-	<-done
+	stop()
 
 	// Again while it is still full: it may serve until it has to write more, or
 	// refuse; either way it says why it ends, and nothing breaks.
@@ -297,12 +289,7 @@ func TestKillDuringSnapshots(t *testing.T) {
 	c := Start(t, 1, configured(t, "[consensus]\nsnapshot_threshold = 10\n")...)
 	node := c.Nodes[0]
 	w := &writer{c: c, prefix: "vm", spec: &blixardv1.VMSpec{Env: map[string]string{"FILL": strings.Repeat("x", 4<<10)}}}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		w.run(ctx, 4, node)
-	}()
+	stop := w.begin(4, node)
 	rng := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 2))
 	written := 0
 	for range 20 {
@@ -322,8 +309,7 @@ func TestKillDuringSnapshots(t *testing.T) {
 		written += len(snaps)
 		c.Restart(node)
 	}
-	cancel()
-	<-done
+	stop()
 	w.check(node)
 	t.Logf("%d creates acknowledged, %d kills hit a snapshot being written", w.count(), written)
 	if files, err := os.ReadDir(filepath.Join(node.Dir, "raft")); err != nil || len(files) > 12 {

@@ -135,7 +135,7 @@ func (c *Cluster) mustLocal(args ...string) string {
 	return out
 }
 
-// plainStart is how a node is started that has joined already.
+// plain takes the join flags away: the node has joined already.
 func (n *Node) plain() {
 	for _, flag := range []string{"--join", "--token"} {
 		if i := slices.Index(n.args, flag); i >= 0 {
@@ -204,6 +204,22 @@ type writer struct {
 	acked   []string
 	last    time.Time
 	longest time.Duration // between two acknowledged creates
+}
+
+// begin lets so many clients create until stop is called.
+func (w *writer) begin(clients int, nodes ...*Node) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.run(ctx, clients, nodes...)
+	}()
+	end := sync.OnceFunc(func() {
+		cancel()
+		<-done
+	})
+	w.c.t.Cleanup(end)
+	return end
 }
 
 // run creates with so many clients until ctx ends.

@@ -431,7 +431,7 @@ func (s *Server) snapshot(done func(uint64, error)) {
 			s.snapshotting = false
 			if err == nil {
 				s.stateBytes = size
-				s.lastSnapshot = view.Index
+				s.lastSnapshot = max(s.lastSnapshot, view.Index) // one may have been installed meanwhile
 				err = s.compact(view.Index)
 			}
 			if err != nil {
