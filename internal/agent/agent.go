@@ -2,9 +2,9 @@
 // does it through the drivers, keeps the node's lease alive and tells the
 // cluster what it sees.
 //
-// Ownership: the agent alone calls its driver and its network. What it remembers of an
-// incarnation is in memory and may be lost with the process; what it needs to
-// find again is with the driver (files, labels) and in the cluster's rows.
+// Ownership: the agent alone calls its driver and its network. What it remembers
+// of an incarnation is in memory and may be lost with the process; what it needs
+// to find again is with those two (files, labels) and in the cluster's rows.
 //
 // Goroutines: Run starts a loop each for heartbeats, the node's report, the
 // cluster's changes, reports and reconciling, one goroutine per effect under way

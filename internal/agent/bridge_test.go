@@ -34,10 +34,9 @@ func TestRealBridge(t *testing.T) {
 		again := exec.Command("/proc/self/exe", "-test.run=^TestRealBridge$", "-test.v", "-test.timeout=9m")
 		again.Env = append(os.Environ(), inside+"=1")
 		again.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		out, err := again.CombinedOutput()
-		t.Logf("in a network namespace:\n%s", out)
-		if err != nil {
-			t.Error(err)
+		again.Stdout, again.Stderr = t.Output(), t.Output()
+		if err := again.Run(); err != nil {
+			t.Errorf("in a network namespace: %v", err)
 		}
 		return
 	}

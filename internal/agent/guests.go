@@ -91,9 +91,12 @@ func (a *Agent) Exec(ctx context.Context, id blixard.InstanceID, request guest.E
 		return -1, &blixard.Error{Code: blixard.CodeUnavailable, Message: fmt.Sprintf("the guest of %s does not answer yet", id), Hint: "try again once it is Running"}
 	}
 	code, err := client.Exec(ctx, request, stdin, stdout, stderr, resize)
+	var late *blixard.Error
 	switch {
 	case err == nil:
 		return code, nil
+	case ctx.Err() != nil && errors.As(context.Cause(ctx), &late):
+		return -1, late // the caller's limit, in its own words
 	case errors.Is(err, guest.ErrCommand), errors.Is(err, guest.ErrInvalid):
 		return -1, blixard.Errorf(blixard.CodeInvalid, "%v", err)
 	default:

@@ -150,7 +150,8 @@ func probeHTTP(ctx context.Context, address, path string, limit time.Duration) e
 		return fmt.Errorf("making the request: %w", err)
 	}
 	request.Header.Set("User-Agent", "blixard-health")
-	transport := &http.Transport{DisableKeepAlives: true}
+	// A dial that its request no longer waits for goes on: it needs a limit of its own.
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: limit}).DialContext}
 	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	response, err := client.Do(request)
 	if err != nil {

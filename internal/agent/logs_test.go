@@ -105,7 +105,12 @@ func TestFollow(t *testing.T) {
 			pause(ctx, 5*time.Millisecond)
 		}
 	}
-	write(t, path, "0\n1\n", 0) // it comes after the follower
+	// It comes after the follower, and whole: of a file that is still being
+	// written the last line is not known.
+	write(t, path+".new", "0\n1\n", 0)
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
 	expect("1\n")
 	write(t, path, "2\n", os.O_APPEND)
 	expect("1\n2\n")

@@ -81,7 +81,7 @@ type busyPrefix struct {
 // busyPrefixes are the networks that the machine has addresses in or ways to,
 // but for the node's own.
 func (n *Network) busyPrefixes() ([]busyPrefix, error) {
-	addresses, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addresses, err := addressesOf(nil)
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", err)
 	}
@@ -97,7 +97,7 @@ func (n *Network) busyPrefixes() ([]busyPrefix, error) {
 			out = append(out, busyPrefix{p, "an address of " + a.Label})
 		}
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := steady(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("listing routes: %w", err)
 	}

@@ -301,11 +301,11 @@ func (n *Network) endRef(ref string) error {
 	if r := find(records, ref); r != nil {
 		return n.end(r, records)
 	}
-	orphans, err := n.orphans(records)
+	taps, err := n.taps()
 	if err != nil {
 		return err
 	}
-	for _, a := range orphans {
+	for _, a := range without(taps, records) {
 		if a.Ref == ref {
 			return n.end(&record{Ref: ref, Attachment: a, lost: true}, records)
 		}
@@ -343,21 +343,22 @@ func (n *Network) end(r *record, records []*record) error {
 	return n.steps(list...)
 }
 
-// List implements network.Network.
+// List implements network.Network. It needs no rights.
 func (n *Network) List(ctx context.Context) ([]network.Attachment, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("listing attachments: %w", err)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	records, err := n.records()
-	if err != nil {
-		return nil, err
-	}
-	out, err := n.orphans(records)
+	// Without any lock: whoever lists does not wait for others' work. A device
+	// is looked for first, as its record is there before it and after it.
+	taps, err := n.taps()
 	if err != nil {
 		return nil, fmt.Errorf("listing attachments: %w", err)
 	}
+	records, err := n.load()
+	if err != nil {
+		return nil, err
+	}
+	out := without(taps, records)
 	for _, r := range records {
 		out = append(out, r.Attachment)
 	}

@@ -23,6 +23,22 @@ const (
 	maxAlias    = 255
 )
 
+// steady repeats a list that was changed by others while it was read.
+func steady[T any](list func() ([]T, error)) ([]T, error) {
+	const attempts = 50
+	for try := 1; ; try++ {
+		out, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == attempts {
+			return out, err
+		}
+	}
+}
+
+// addressesOf are the IPv4 addresses of a device, or of all for nil.
+func addressesOf(l netlink.Link) ([]netlink.Addr, error) {
+	return steady(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_V4) })
+}
+
 // link finds a device, nil if there is none of that name.
 func link(name string) (netlink.Link, error) {
 	l, err := netlink.LinkByName(name)
@@ -125,7 +141,7 @@ func (n *Network) unaddressBridge() error {
 	if l == nil || err != nil {
 		return err
 	}
-	addresses, err := netlink.AddrList(l, netlink.FAMILY_V4)
+	addresses, err := addressesOf(l)
 	if err != nil {
 		return fmt.Errorf("listing the addresses of the bridge %s: %w", n.name, err)
 	}
@@ -147,11 +163,11 @@ func (n *Network) deleteBridge() error {
 	if l == nil || err != nil || !madeHere(l) {
 		return err
 	}
-	addresses, err := netlink.AddrList(l, netlink.FAMILY_V4)
+	addresses, err := addressesOf(l)
 	if err != nil {
 		return fmt.Errorf("listing the addresses of the bridge %s: %w", n.name, err)
 	}
-	links, err := netlink.LinkList()
+	links, err := steady(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("listing devices: %w", err)
 	}
@@ -273,21 +289,26 @@ func (n *Network) deleteTap(r *record) error {
 	return nil
 }
 
-// orphans are this node's taps that no record tells of, as when its directory
-// was lost.
-func (n *Network) orphans(records []*record) ([]network.Attachment, error) {
-	links, err := netlink.LinkList()
+// taps are this node's devices.
+func (n *Network) taps() ([]network.Attachment, error) {
+	links, err := steady(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing devices: %w", err)
 	}
 	var out []network.Attachment
 	for _, l := range links {
 		id, ref, ok := tapOwner(l.Attrs().Alias)
-		if ok && id == n.id && find(records, ref) == nil {
+		if ok && id == n.id {
 			out = append(out, network.Attachment{Ref: ref, Tap: l.Attrs().Name})
 		}
 	}
 	return out, nil
+}
+
+// without are the taps that no record tells of, as when the node's directory was
+// lost.
+func without(taps []network.Attachment, records []*record) []network.Attachment {
+	return slices.DeleteFunc(taps, func(a network.Attachment) bool { return find(records, a.Ref) != nil })
 }
 
 // forgetConnections has the kernel forget what it tracks of a guest, lest the
@@ -296,7 +317,10 @@ func forgetConnections(r *record) error {
 	if r.lost {
 		return nil
 	}
-	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, guestFlows(r.guest()))
+	_, err := steady(func() ([]struct{}, error) {
+		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, guestFlows(r.guest()))
+		return nil, err
+	})
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EPROTONOSUPPORT) {
 		return fmt.Errorf("forgetting connections of %s: %w", r.guest(), err)
 	}

@@ -60,26 +60,49 @@ func find(records []*record, ref string) *record {
 
 func (n *Network) path(ref string) string { return filepath.Join(n.o.Dir, ref+recordSuffix) }
 
-// records reads all of them, in order of ref, and sweeps out what a crash left
-// of one being written. It settles which bridge is in use.
+// records reads all of them, in order of ref, sweeps out what a crash left of one
+// being written, and settles which bridge is in use. Callers hold mu.
 func (n *Network) records() ([]*record, error) {
+	entries, err := os.ReadDir(n.o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading attachments: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), recordSuffix+".tmp") {
+			continue
+		}
+		if err := os.Remove(filepath.Join(n.o.Dir, e.Name())); err != nil {
+			return nil, fmt.Errorf("removing an unfinished record: %w", err)
+		}
+	}
+	out, err := n.load()
+	if err != nil {
+		return nil, err
+	}
+	n.name = n.o.Bridge
+	if len(out) > 0 {
+		n.name = out[0].Bridge
+	}
+	n.label = n.name + ":" + n.id[:min(12, 15-len(n.name)-1)]
+	return out, nil
+}
+
+// load reads all records, in order of ref. It may run beside one that writes.
+func (n *Network) load() ([]*record, error) {
 	entries, err := os.ReadDir(n.o.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("reading attachments: %w", err)
 	}
 	var out []*record
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), recordSuffix+".tmp") {
-			if err := os.Remove(filepath.Join(n.o.Dir, e.Name())); err != nil {
-				return nil, fmt.Errorf("removing an unfinished record: %w", err)
-			}
-			continue
-		}
 		ref, ok := strings.CutSuffix(e.Name(), recordSuffix)
 		if !ok {
 			continue
 		}
 		r, err := n.read(ref)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -87,11 +110,6 @@ func (n *Network) records() ([]*record, error) {
 	}
 	// By ref, which is not the order of the file names: '.' sorts after '-'.
 	slices.SortFunc(out, func(a, b *record) int { return strings.Compare(a.Ref, b.Ref) })
-	n.name = n.o.Bridge
-	if len(out) > 0 {
-		n.name = out[0].Bridge
-	}
-	n.label = n.name + ":" + n.id[:min(12, 15-len(n.name)-1)]
 	return out, nil
 }
 
