@@ -125,6 +125,9 @@ type Options struct {
 	PollEvery      time.Duration // guests are asked for their state; 2 s by default
 	BootTimeout    time.Duration // a guest that has not answered is given up; 3 min by default
 	Limits         converge.Limits
+	// Membership names this membership of the node in its cluster; a lease given
+	// to another one is void.
+	Membership string
 	// Watchdog is the command that runs Watchdog for DataDir, spawned as long as
 	// there is something that stops on partition; none when empty.
 	Watchdog []string
@@ -238,7 +241,7 @@ func New(o Options) (*Agent, error) {
 // Run works until ctx ends and leaves the virtual machines running. It returns
 // nil after an ordinary end.
 func (a *Agent) Run(ctx context.Context) error {
-	if err := a.recallLease(); err != nil {
+	if err := a.recallLease(ctx); err != nil {
 		return err
 	}
 	// Loops that only ask and tell end with ctx; effects are ended below.

@@ -270,6 +270,24 @@ func TestRestartWithoutLease(t *testing.T) {
 	}
 }
 
+// A machine that was removed and joined again ends what it ran exclusively as
+// the former member, although the new one is given leases.
+func TestFormerMembersSingletonsEnd(t *testing.T) {
+	n := newNode(t, func(o *Options) { o.Membership = "blx/3" })
+	web := n.cluster.place("web", 1, blixard.VMSpec{})
+	db := n.cluster.place("db", 1, blixard.VMSpec{Singleton: true})
+	n.untilState(web, blixard.Running)
+	n.untilState(db, blixard.Running)
+	n.until("the lease is kept", func() bool { r, err := readLease(n.options.DataDir); return err == nil && r.UntilMS > 0 })
+	n.stop()
+	n.options.Membership = "blx/7"
+	n.start()
+	n.until("the singleton is ended", func() bool { return n.phase(db) != vmm.Running })
+	if n.phase(web) != vmm.Running {
+		t.Errorf("the stateless one is %q", n.phase(web))
+	}
+}
+
 func TestOrphansAreRemoved(t *testing.T) {
 	n := newNode(t, nil)
 	web := n.cluster.place("web", 1, blixard.VMSpec{})

@@ -128,10 +128,12 @@ func (a *Agent) guarded() bool {
 // leaseRecord is the lease file. Times are on CLOCK_BOOTTIME, which all
 // processes of one boot share.
 type leaseRecord struct {
-	BootID  string       `json:"boot_id"`
-	UntilMS int64        `json:"until_ms"`
-	KillMS  int64        `json:"kill_ms"` // when the watchdog kills
-	Targets []targetInfo `json:"targets"`
+	// Membership is whose lease it is; see Options.Membership.
+	Membership string       `json:"membership,omitempty"`
+	BootID     string       `json:"boot_id"`
+	UntilMS    int64        `json:"until_ms"`
+	KillMS     int64        `json:"kill_ms"` // when the watchdog kills
+	Targets    []targetInfo `json:"targets"`
 	// Pending are the directories of incarnations whose start has begun.
 	Pending []string `json:"pending,omitempty"`
 }
@@ -149,7 +151,7 @@ func leasePath(dataDir string) string { return filepath.Join(dataDir, "lease.jso
 func (a *Agent) keepLease() {
 	a.mu.Lock()
 	now, boot := a.clock.nowMS(), bootTime().Milliseconds()
-	r := leaseRecord{BootID: bootID(), UntilMS: boot + a.lease.UntilMS - now}
+	r := leaseRecord{Membership: a.o.Membership, BootID: bootID(), UntilMS: boot + a.lease.UntilMS - now}
 	// The daemon is given the first half of the time set apart.
 	r.KillMS = r.UntilMS - a.o.Limits.FenceMS/2
 	for _, s := range a.found {
@@ -216,7 +218,11 @@ func readLease(dataDir string) (leaseRecord, error) {
 
 // recallLease takes up the lease of a former daemon, as far as it goes: enough
 // to keep running what runs, never to start anything.
-func (a *Agent) recallLease() error {
+//
+// A machine that was removed and has joined again is another member: what it
+// ran as the former one may run elsewhere by now, and no lease of the new one
+// covers it. It is ended before the first heartbeat.
+func (a *Agent) recallLease(ctx context.Context) error {
 	if err := os.MkdirAll(a.o.DataDir, 0o700); err != nil {
 		return fmt.Errorf("creating the agent's directory: %w", err)
 	}
@@ -226,11 +232,32 @@ func (a *Agent) recallLease() error {
 		a.log.Log(context.Background(), slog.LevelWarn, "the lease of the former daemon cannot be used", "event", "lease", "error", err)
 		return nil
 	}
+	if r.Membership != "" && r.Membership != a.o.Membership {
+		return a.endFormer(ctx)
+	}
 	if r.UntilMS > 0 {
 		left := min(r.UntilMS-bootTime().Milliseconds(), a.o.Lease.Milliseconds())
 		a.mu.Lock()
 		a.lease = converge.Lease{UntilMS: a.clock.nowMS() + left, Index: math.MaxUint64}
 		a.mu.Unlock()
+	}
+	return nil
+}
+
+// endFormer kills what stops on partition and was started by a former member.
+func (a *Agent) endFormer(ctx context.Context) error {
+	found, err := a.o.Driver.List(ctx)
+	if err != nil {
+		return fmt.Errorf("looking for what a former member of this machine runs: %w", err)
+	}
+	for _, s := range found {
+		if s.Pid == 0 || !hasLabel(s.Labels, labelStops) {
+			continue
+		}
+		a.log.Log(ctx, slog.LevelWarn, "ending what a former member of this machine started", "event", "fence", "instance", s.Ref.Instance, "generation", s.Ref.Generation)
+		if err := a.o.Driver.Stop(ctx, s.Ref, 0); err != nil {
+			return fmt.Errorf("ending %s of a former member: %w", s.Ref, err)
+		}
 	}
 	return nil
 }
