@@ -1,6 +1,9 @@
 package blixard
 
-import "strings"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 // maxName leaves room for "-<ordinal>" in instance IDs, which are DNS labels too.
 const maxName = 56
@@ -15,13 +18,12 @@ func CheckName(name string) error {
 	if len(name) > maxName {
 		return Invalid("name", hint, "the name %.20q… is %d characters long", name, len(name))
 	}
-	for i := range len(name) {
-		c := name[i]
+	for i, c := range name {
 		switch {
 		case c >= 'a' && c <= 'z', c >= '0' && c <= '9':
 		case c == '-' && i > 0 && i < len(name)-1:
 		default:
-			return Invalid("name", hint, "the name %q has %q at position %d", name, string(c), i+1)
+			return Invalid("name", hint, "the name %q has %q at position %d", name, string(c), utf8.RuneCountInString(name[:i])+1)
 		}
 	}
 	return nil

@@ -83,7 +83,7 @@ func (s *VMSpec) Check() error {
 		if slices.Contains(known, v) {
 			return nil
 		}
-		hint := "known: " + strings.Join(known, ", ")
+		hint := "known: " + strings.TrimPrefix(strings.Join(known, ", "), ", ") // "" is what was left out
 		if near := Nearest(v, known); near != "" {
 			hint = "did you mean " + near + "? " + hint
 		}

@@ -68,15 +68,20 @@ A data directory that belongs to no cluster yet founds one, unless --join and
 func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	log, closeLog, err := newLog(cfg, stderr)
+	base, closeLog, err := newLog(cfg, stderr)
 	if err != nil {
 		return err
 	}
 	defer closeLog()
+	named := func(node string) *slog.Logger { return base.With("node_id", node) }
+	log := named(cfg.Cluster.NodeID)
 	if unused := cfg.Unused(); len(unused) > 0 {
 		log.Warn("settings without effect in this release", "event", "settings_unused", "keys", unused)
 	}
 	id, err := server.ReadIdentity(cfg.Cluster.DataDir)
+	if err == nil {
+		log = named(string(id.Name)) // who it is was decided when it became a member
+	}
 	switch {
 	case errors.Is(err, server.ErrNoIdentity) && len(cfg.Cluster.Join) > 0:
 		id, err = joinUntil(ctx, cfg, log)
@@ -137,7 +142,7 @@ func newLog(cfg config.Config, stderr io.Writer) (*slog.Logger, func(), error) {
 	if cfg.Cluster.LogFormat == "text" {
 		h = slog.NewTextHandler(out, opt)
 	}
-	return slog.New(h).With("node_id", cfg.Cluster.NodeID), closeLog, nil
+	return slog.New(h), closeLog, nil
 }
 
 func advertise(cfg config.Config) string {

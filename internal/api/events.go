@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -111,6 +112,17 @@ func (h events) Watch(ctx context.Context, req *blixardv1.WatchRequest, stream b
 			return err
 		}
 		from = view.Index
+	} else if from > view.Index {
+		// This node may lag; the cluster itself never does.
+		if view, err = h.readView(ctx); err != nil {
+			return err
+		}
+		if from > view.Index {
+			return &blixard.Error{
+				Code: blixard.CodeGone, Message: fmt.Sprintf("the changes of this cluster end at index %d, before %d", view.Index, from),
+				Hint: "the index is of another cluster, or of before a recovery: list anew and watch from there",
+			}
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -126,6 +126,17 @@ func TestServerSentEventsThatAreGone(t *testing.T) {
 	}
 }
 
+// An index that the cluster has not reached is of another cluster, or of before
+// a recovery: whoever waited for it would miss everything until then.
+func TestServerSentEventsOfTheFuture(t *testing.T) {
+	s := newSite(t, 1)
+	s.create("one", 1)
+	resp, body := s.do("GET", "/v1/watch?from=999999999", "")
+	if resp.StatusCode != http.StatusGone || !strings.Contains(body, "before 999999999") {
+		t.Errorf("%s %s", resp.Status, body)
+	}
+}
+
 // collector watches in a goroutine and hands messages on.
 func collect(ctx context.Context, c *client.Client, req *blixardv1.WatchRequest) <-chan *blixardv1.WatchResponse {
 	out := make(chan *blixardv1.WatchResponse, 1000)

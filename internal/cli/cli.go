@@ -114,6 +114,7 @@ exit codes are listed by "blixard help exit-codes".`,
 	registerValues(root, "output", outputNames...)
 	a.addCommands(root)
 	root.SetHelpCommand(a.helpCommand())
+	root.SetUsageFunc(a.usage)
 	return root, a
 }
 

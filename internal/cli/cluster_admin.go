@@ -106,6 +106,10 @@ func (a *app) downloadSnapshot(ctx context.Context, path string) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
+	if a.output == formatTable || a.output == formatWide {
+		fmt.Fprintf(a.env.Stdout, "snapshot written to %s\n", path)
+		return nil
+	}
 	return a.done("snapshot", path, "written")
 }
 

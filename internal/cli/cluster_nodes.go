@@ -174,7 +174,7 @@ func (a *app) clusterLeave() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "leave", Short: "Move everything away from this node and end its membership", Args: takes(),
 		Long: `End the membership of the node that answers, or of the one named by --node-id,
-after its instances have started elsewhere. Stop its server afterwards.`,
+after its instances have started elsewhere. Its server then ends by itself.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if id == "" {
 				status, err := ask(cmd.Context(), a, (*client.Client).GetStatus, &blixardv1.GetStatusRequest{})

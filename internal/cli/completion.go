@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -33,7 +34,11 @@ completed from the cluster.
 			root := cmd.Root()
 			switch args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(a.env.Stdout, true)
+				if err := root.GenBashCompletionV2(a.env.Stdout, true); err != nil {
+					return err
+				}
+				_, err := io.WriteString(a.env.Stdout, bashWords)
+				return err
 			case "zsh":
 				return root.GenZshCompletion(a.env.Stdout)
 			default:
@@ -42,6 +47,33 @@ completed from the cluster.
 		},
 	}
 }
+
+// bashWords makes the script work where the package bash-completion is not
+// loaded: the words come from the shell then, which splits them at = and : too;
+// those are put together again.
+const bashWords = `
+if ! declare -F _get_comp_words_by_ref >/dev/null 2>&1; then
+    __blixard_init_completion()
+    {
+        COMPREPLY=()
+        words=()
+        local i word glue=""
+        for ((i = 0; i <= COMP_CWORD; i++)); do
+            word="${COMP_WORDS[i]}"
+            if [[ ${#words[@]} -gt 0 && ( $word == [=:]* || $glue == *[=:] ) && ( -n $word || $glue == *= ) ]]; then
+                words[${#words[@]}-1]+="$word"
+            else
+                words+=("$word")
+            fi
+            glue="$word"
+        done
+        cword=$((${#words[@]} - 1))
+        cur="${words[cword]}"
+        prev=""
+        if ((cword > 0)); then prev="${words[cword-1]}"; fi
+    }
+fi
+`
 
 // live asks the cluster for names; when it does not answer at once there are
 // none.

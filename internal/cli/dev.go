@@ -317,6 +317,10 @@ func (d *devCluster) lastWords(n *devNode) string {
 	}
 	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
 	lines = lines[max(0, len(lines)-3):]
+	// A server that says itself why it ends logged the same before.
+	if at := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "blixard: ") }); at > 0 {
+		lines = lines[at:]
+	}
 	for i := range lines {
 		lines[i] = readableLog(lines[i])
 	}

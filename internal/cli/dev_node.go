@@ -100,11 +100,15 @@ func (a *app) devKill() *cobra.Command {
 server; --vms kills them too, as a power cut would.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.withDev(func(d *devCluster) error {
-				for _, name := range args {
+				var victims []*devNode
+				for _, name := range args { // all are known before one is killed
 					n, err := d.node(name)
 					if err != nil {
 						return err
 					}
+					victims = append(victims, n)
+				}
+				for _, n := range victims {
 					if err := a.killNode(d, n, withVMs); err != nil {
 						return err
 					}

@@ -68,7 +68,11 @@ func (a *app) devBringUp(cmd *cobra.Command, want *devCluster, nodes int, detach
 		a.note("what was started runs on; `blixard dev down` ends it, `blixard dev logs` shows more")
 		return err
 	}
-	a.note("%d nodes are ready in %s", len(d.Nodes), d.dir)
+	are := "nodes are"
+	if len(d.Nodes) == 1 {
+		are = "node is"
+	}
+	a.note("%d %s ready in %s", len(d.Nodes), are, d.dir)
 	if err := d.release(); err != nil {
 		return err
 	}
@@ -314,7 +318,7 @@ func (a *app) devDown() *cobra.Command {
 			return d.release()
 		},
 	}
-	cmd.Flags().BoolVar(&keep, "keep", false, "keep the state; `blixard dev up` starts it again")
+	cmd.Flags().BoolVar(&keep, "keep", false, "keep the state; blixard dev up starts it again")
 	return cmd
 }
 

@@ -99,9 +99,7 @@ func (a *app) machineChecks() []Check {
 		checkKVM,
 		program("qemu", CheckFail, "runs the VMs", "sudo apt-get install -y qemu-system-x86", "qemu-system-x86_64", "qemu-system-aarch64"),
 		program("ip", CheckWarn, "makes taps and bridges; without it VMs use user-mode networking", "sudo apt-get install -y iproute2", "ip"),
-		program("nft", CheckWarn, "makes network rules; without it VMs use user-mode networking", "sudo apt-get install -y nftables", "nft"),
 		checkRoot, checkFiles, a.checkDisk, a.checkPort, checkCgroups,
-		program("nix", CheckWarn, "builds microvm.nix guests; without it use --image", "sudo apt-get install -y nix-bin", "nix", "nix-build"),
 	}
 }
 

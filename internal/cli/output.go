@@ -113,7 +113,7 @@ type listFlags struct {
 
 func (l *listFlags) add(cmd *cobra.Command, watchable bool) {
 	f := cmd.Flags()
-	f.StringArrayVar(&l.filters, "filter", nil, "show only what matches, such as state=Running or memory>=1G (see `blixard help filters`)")
+	f.StringArrayVar(&l.filters, "filter", nil, "show only what matches, such as state=Running or memory>=1G (see blixard help filters)")
 	f.StringVar(&l.sortBy, "sort", "", "order by this column; -COLUMN for the reverse")
 	f.BoolVar(&l.headers, "no-headers", false, "leave the table's header out")
 	if watchable {
@@ -144,7 +144,9 @@ func (a *app) print(w io.Writer, l *listing, flags listFlags) error {
 		return a.printObject(w, doc)
 	}
 	if len(l.rows) == 0 {
-		if l.empty != "" {
+		if len(flags.filters) > 0 {
+			a.note("nothing matches the filter")
+		} else if l.empty != "" {
 			a.note("%s", l.empty)
 		}
 		return nil
@@ -183,9 +185,6 @@ func (a *app) printTable(w io.Writer, l *listing, flags listFlags) {
 	style.Format.Header = text.FormatDefault
 	t.SetStyle(style)
 	t.SuppressTrailingSpaces()
-	if width, is := terminal(w); is && width > 0 && a.output != formatWide { // wide lines wrap
-		t.Style().Size.WidthMax = width
-	}
 	colours := a.colours(w)
 	var header table.Row
 	for _, c := range l.columns {
@@ -210,10 +209,31 @@ func (a *app) printTable(w io.Writer, l *listing, flags listFlags) {
 		}
 		t.AppendRow(out)
 	}
+	if width, is := terminal(w); is && width > 0 {
+		if room := width - l.widthBeforeLast(a); room >= 20 { // nothing is ever cut; what has no room, the terminal wraps
+			t.SetColumnConfigs([]table.ColumnConfig{{Number: len(header), WidthMax: room, WidthMaxEnforcer: text.WrapSoft}})
+		}
+	}
 	fmt.Fprintln(w, t.Render())
 	if l.after != "" {
 		fmt.Fprintln(w, l.after)
 	}
+}
+
+// widthBeforeLast is how much room the columns before the last that shows take.
+func (l *listing) widthBeforeLast(a *app) int {
+	total, last := 0, 0
+	for i, c := range l.columns {
+		if !a.shows(c) {
+			continue
+		}
+		total, last = total+last, text.StringWidth(c.name)
+		for _, r := range l.rows {
+			last = max(last, text.StringWidth(visible(firstOf(r.cells[i].text, "-"))))
+		}
+		last += 2 // of padding
+	}
+	return total
 }
 
 func (a *app) shows(c column) bool { return !c.wide || a.output == formatWide }

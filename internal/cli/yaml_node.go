@@ -82,7 +82,7 @@ type field func(path string, n *yaml.Node)
 func (r *reader) mapping(path string, n *yaml.Node, fields map[string]field) {
 	n = resolve(n)
 	if n.Kind != yaml.MappingNode {
-		r.fail(n, "", "%s must be a mapping of %s", path, keys(fields))
+		r.fail(n, "", "%s must be a mapping of %s", firstOf(path, "a document"), keys(fields))
 		return
 	}
 	seen := map[string]int{}

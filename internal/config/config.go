@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -183,6 +184,10 @@ func Load(path string, required bool, environ []string) (Config, error) {
 	b, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !required:
+	case errors.Is(err, fs.ErrNotExist):
+		return c, blixard.Invalid("config", "--config names the file; docs/configuration.md has an example", "there is no configuration file %s", path)
+	case err != nil && required:
+		return c, blixard.Invalid("config", "--config names a TOML file that this user can read", "the configuration cannot be read: %v", err)
 	case err != nil:
 		return c, fmt.Errorf("reading the configuration: %w", err)
 	default:
@@ -214,12 +219,65 @@ func decode(path string, b []byte, c *Config) error {
 	var decodeErr *toml.DecodeError
 	if errors.As(err, &decodeErr) {
 		row, column := decodeErr.Position()
-		return &blixard.Error{Code: blixard.CodeInvalid, Field: strings.Join(decodeErr.Key(), "."), Message: fmt.Sprintf("%s:%d:%d: %v", path, row, column, decodeErr)}
+		key, text := strings.Join(decodeErr.Key(), "."), strings.TrimPrefix(decodeErr.Error(), "toml: ")
+		if strings.HasPrefix(text, "cannot decode TOML") { // the decoder speaks of Go's types
+			text = "a " + kindOf(key) + " is needed"
+		}
+		if key != "" {
+			text = key + ": " + text
+		}
+		return &blixard.Error{Code: blixard.CodeInvalid, Field: key, Message: fmt.Sprintf("%s:%d:%d: %s", path, row, column, text)}
 	}
 	if err != nil {
 		return &blixard.Error{Code: blixard.CodeInvalid, Message: fmt.Sprintf("%s: %v", path, err)}
 	}
-	return nil
+	return bareDurations(path, b)
+}
+
+// bareDurations refuses durations written as bare numbers, which the decoder
+// takes for nanoseconds.
+func bareDurations(path string, b []byte) error {
+	var raw map[string]any
+	if err := toml.Unmarshal(b, &raw); err != nil {
+		return &blixard.Error{Code: blixard.CodeInvalid, Message: fmt.Sprintf("%s: %v", path, err)}
+	}
+	var failed error
+	walk(reflect.ValueOf(new(Config)).Elem(), "", func(key string, v reflect.Value) {
+		section, name, _ := strings.Cut(key, ".")
+		table, _ := raw[section].(map[string]any)
+		value, given := table[name]
+		if _, text := value.(string); v.Type() != reflect.TypeFor[Duration]() || !given || text || failed != nil {
+			return
+		}
+		failed = blixard.Invalid(key, "write a duration such as 5s or 300ms, in quotes", "%s: %s: %v has no unit", path, key, value)
+	})
+	return failed
+}
+
+// kindOf says what the value of a key is, "value of another kind" when there is
+// no such key.
+func kindOf(key string) string {
+	kind := "value of another kind"
+	walk(reflect.ValueOf(new(Config)).Elem(), "", func(k string, v reflect.Value) {
+		if k != key {
+			return
+		}
+		switch {
+		case v.Type() == reflect.TypeFor[Duration]():
+			kind = `duration such as "5s"`
+		case v.Kind() == reflect.String:
+			kind = "text in quotes"
+		case v.Kind() == reflect.Bool:
+			kind = "true or false"
+		case v.Kind() == reflect.Slice:
+			kind = `list such as ["a", "b"]`
+		case v.Kind() == reflect.Map:
+			kind = "table"
+		case v.CanInt() || v.CanUint():
+			kind = "whole number"
+		}
+	})
+	return kind
 }
 
 // Keys lists every key, such as "cluster.node_id", sorted.
@@ -242,7 +300,23 @@ func nearestKey(key string) string {
 	if near := blixard.Nearest(key, same); near != "" {
 		return near
 	}
+	if section == "" {
+		if near := blixard.Nearest(key, sections()); near != "" {
+			return "[" + near + "]"
+		}
+	}
 	return blixard.Nearest(key, Keys())
+}
+
+// sections are the tables of the file.
+func sections() []string {
+	var out []string
+	for _, k := range Keys() {
+		if at := strings.LastIndexByte(k, '.'); !slices.Contains(out, k[:at]) {
+			out = append(out, k[:at])
+		}
+	}
+	return out
 }
 
 func walk(v reflect.Value, prefix string, leaf func(key string, v reflect.Value)) {
@@ -265,9 +339,12 @@ func overlay(c *Config, environ []string) error {
 			env[k] = v
 		}
 	}
+	if err := unknownVariable(env); err != nil {
+		return err
+	}
 	var failed error
 	walk(reflect.ValueOf(c).Elem(), "", func(key string, v reflect.Value) {
-		name := "BLIXARD_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+		name := variable(key)
 		text, ok := env[name]
 		if !ok || failed != nil {
 			return
@@ -277,6 +354,32 @@ func overlay(c *Config, environ []string) error {
 		}
 	})
 	return failed
+}
+
+// variable is the environment variable of a key.
+func variable(key string) string {
+	return "BLIXARD_" + strings.ToUpper(strings.ReplaceAll(key, ".", "_"))
+}
+
+// unknownVariable refuses variables that are named like a section's key and are
+// none.
+func unknownVariable(env map[string]string) error {
+	var known []string
+	for _, k := range Keys() {
+		known = append(known, variable(k))
+	}
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		ours := slices.ContainsFunc(sections(), func(s string) bool { return strings.HasPrefix(name, variable(s)+"_") })
+		if !ours || slices.Contains(known, name) {
+			continue
+		}
+		hint := "the keys are listed in docs/configuration.md"
+		if near := blixard.Nearest(name, known); near != "" {
+			hint = "did you mean " + near + "?"
+		}
+		return blixard.Invalid(name, hint, "the environment variable %s is no setting", name)
+	}
+	return nil
 }
 
 func set(v reflect.Value, text string) error {
@@ -359,8 +462,8 @@ func (c *Config) Check() error {
 	if !slices.Contains([]string{"json", "text"}, c.Cluster.LogFormat) {
 		return invalid("cluster.log_format", "json or text", "cluster.log_format %q is not known", c.Cluster.LogFormat)
 	}
-	if !slices.Contains([]string{"static"}, c.Discovery.Method) {
-		return invalid("discovery.method", "nodes are found by the addresses they join at: use static", "discovery.method %q does not work in this release", c.Discovery.Method)
+	if !slices.Contains([]string{"static", "tailscale"}, c.Discovery.Method) {
+		return invalid("discovery.method", "static, or tailscale for a later release", "discovery.method %q is not known", c.Discovery.Method)
 	}
 	hb, el := time.Duration(c.Consensus.HeartbeatInterval), time.Duration(c.Consensus.ElectionTimeout)
 	if hb < 5*time.Millisecond || hb > 10*time.Second {
@@ -411,6 +514,9 @@ func (m *MicroVM) SpecDefaults() blixard.VMSpec {
 // that the server can say so instead of pretending.
 func (c *Config) Unused() []string {
 	d, out := Default(), []string(nil)
+	if c.Discovery.Method != d.Discovery.Method { // nodes are found at the addresses they join at
+		out = append(out, "discovery.method")
+	}
 	if c.Storage.Ceph != d.Storage.Ceph || len(c.Storage.Pools) > 0 {
 		out = append(out, "storage")
 	}

@@ -127,6 +127,9 @@ func (m *JoinNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	if err := m.Node.check(); err != nil {
 		return Outcome{}, err
 	}
+	if tx.t.cluster.ID == "" { // the founder's raft ID is not taken yet
+		return Outcome{}, blixard.Errorf(blixard.CodeUnavailable, "the cluster is not founded yet")
+	}
 	if err := tx.checkToken(m.TokenID, m.TokenHash, m.Node.Name); err != nil {
 		return Outcome{}, err
 	}
