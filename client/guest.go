@@ -135,6 +135,13 @@ func pieces(ctx context.Context, r io.Reader) <-chan piece {
 	return out
 }
 
+// closeSend ends the sending of a stream whose context has ended: as long as
+// the sending goes on, the transport does not look at the context, and a blocked
+// Receive would not return.
+func closeSend(stream interface{ CloseSend() error }) {
+	_ = stream.CloseSend() //nolint:errcheck // the stream has ended
+}
+
 // sendExec sends input and sizes until ctx ends. Errors show on the receiving
 // side.
 func sendExec(ctx context.Context, stream blixardv1connect.GuestServiceExecClientStream, streams ExecIO) {
@@ -148,6 +155,7 @@ func sendExec(ctx context.Context, stream blixardv1connect.GuestServiceExecClien
 		var m *blixardv1.ExecRequest
 		select {
 		case <-ctx.Done():
+			closeSend(stream)
 			return
 		case size, ok := <-streams.Resize:
 			if !ok {
@@ -213,15 +221,14 @@ func sendConsole(ctx context.Context, stream blixardv1connect.GuestServiceConsol
 	for {
 		select {
 		case <-ctx.Done():
+			closeSend(stream)
 			return
 		case p := <-input:
 			if len(p.data) > 0 && stream.Send(&blixardv1.ConsoleRequest{Message: &blixardv1.ConsoleRequest_Data{Data: p.data}}) != nil {
 				return
 			}
 			if p.err != nil {
-				if stream.CloseSend() != nil {
-					return
-				}
+				closeSend(stream)
 				return
 			}
 		}

@@ -85,7 +85,7 @@ func runNode(ctx context.Context, cfg config.Config, id server.Identity, log *sl
 	}
 	listener, err := net.Listen("tcp", cfg.Cluster.Listen)
 	if err != nil {
-		return fmt.Errorf("serving on %s: %w", cfg.Cluster.Listen, err)
+		return blixard.Invalid("cluster.listen", "give another --listen, or end what serves there (`ss -ltnp` shows it)", "cannot serve on %s: %v", cfg.Cluster.Listen, err)
 	}
 	if err := n.writeAdminToken(); err != nil {
 		return errors.Join(err, listener.Close())
@@ -205,7 +205,7 @@ func (n *node) openAgent() error {
 		return fmt.Errorf("finding this program: %w", err)
 	}
 	n.agent, err = agent.New(agent.Options{
-		Node: n.id.Name, Cluster: n.local.cluster(n.id.Name, n.id.RaftID, n.report), Driver: driver, Images: &bundles{store: store, peers: n.client, view: n.srv.View, self: n.id.Name},
+		Node: n.id.Name, Membership: fmt.Sprintf("%s/%d", n.id.ClusterID, n.id.RaftID), Cluster: n.local.cluster(n.id.Name, n.id.RaftID, n.report), Driver: driver, Images: &bundles{store: store, peers: n.client, view: n.srv.View, self: n.id.Name},
 		DataDir: dir, Log: n.log, Metrics: metrics, Release: release(), PublishAddress: n.publishAddress(), Capacity: n.capacity(),
 		Reserved:     blixard.Resources{MilliCPU: int64(n.cfg.MicroVM.ReservedVCPUs) * 1000, MemoryMiB: n.cfg.MicroVM.ReservedMemoryMB},
 		MaxInstances: n.cfg.MicroVM.MaxVMsPerNode, HeartbeatEvery: time.Duration(n.cfg.Liveness.HeartbeatInterval), Lease: time.Duration(n.cfg.Liveness.Lease),
@@ -361,7 +361,7 @@ func (n *node) begin(ctx context.Context) error {
 			}}})
 		}
 		if err == nil {
-			n.log.Info("cluster founded", "event", "cluster_founded", "cluster", n.id.ClusterID)
+			n.log.Warn("founded a new cluster, since this node belonged to none", "event", "cluster_founded", "cluster", n.id.ClusterID)
 			return nil
 		}
 		if ctx.Err() == nil {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -99,6 +101,11 @@ func (h guests) target(ctx context.Context, name string) (place, error) {
 	}
 	switch {
 	case i == nil:
+		if at := strings.LastIndexByte(name, '-'); at > 0 && view.VM(blixard.VMName(name[:at])) != nil {
+			if _, err := strconv.Atoi(name[at+1:]); err == nil {
+				return place{}, &blixard.Error{Code: blixard.CodeNotFound, Message: "the VM " + name[:at] + " has no instance " + name, Hint: "`blixard vm status " + name[:at] + "` lists them"}
+			}
+		}
 		_, err := findVM(view, name)
 		return place{}, err
 	case i.State != blixard.Running:

@@ -73,17 +73,26 @@ func (s Store) ImportTar(ctx context.Context, r io.Reader, wantDigest string) (b
 	return d.commit(ctx)
 }
 
+// broken tells an archive that ends early or is none from one that could not be
+// read.
+func broken(what string, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, tar.ErrHeader) {
+		return fmt.Errorf("reading %s: the archive is cut off or no tar: %w: %w", what, ErrInvalid, err)
+	}
+	return fmt.Errorf("reading %s: %w", what, err)
+}
+
 func (d *draft) receive(ctx context.Context, in *tar.Reader, wantDigest string) error {
 	header, err := in.Next()
 	if err != nil {
-		return fmt.Errorf("reading its manifest: %w", err)
+		return broken("its manifest", err)
 	}
 	if header.Name != manifestName || header.Typeflag != tar.TypeReg || header.Size > maxManifestBytes {
 		return fmt.Errorf("it does not begin with a manifest: %w", ErrInvalid)
 	}
 	encoded, err := io.ReadAll(io.LimitReader(in, maxManifestBytes))
 	if err != nil {
-		return fmt.Errorf("reading its manifest: %w", err)
+		return broken("its manifest", err)
 	}
 	if sum := sha256.Sum256(encoded); hex.EncodeToString(sum[:]) != wantDigest {
 		return fmt.Errorf("it is another bundle, %x: %w", sum, ErrInvalid)
@@ -95,7 +104,7 @@ func (d *draft) receive(ctx context.Context, in *tar.Reader, wantDigest string) 
 	for i, f := range want.Files {
 		header, err := in.Next()
 		if err != nil {
-			return fmt.Errorf("reading %s: %w", f.Name, err)
+			return broken(f.Name, err)
 		}
 		if header.Name != f.Name || header.Typeflag != tar.TypeReg || header.Size != f.Size {
 			return fmt.Errorf("%q of %d bytes where %s of %d bytes belongs: %w", header.Name, header.Size, f.Name, f.Size, ErrInvalid)

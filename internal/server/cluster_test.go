@@ -146,7 +146,6 @@ func (c *cluster) start(m *member) {
 	rpc := connect.NewServer()
 	tr.Register(rpc)
 	connecthttp.Mount(mux, rpc)
-	mux.HandleFunc(grpc.StreamPath, tr.ServeStream)
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
