@@ -181,6 +181,10 @@ func ended(ctx context.Context, last *blixard.Error) error {
 	return fmt.Errorf("%w (%w)", last, context.DeadlineExceeded)
 }
 
+// deadlineSlack is how much earlier than the caller's clock a node may notice
+// that the deadline it was told of has come.
+const deadlineSlack = 20 * time.Millisecond
+
 // asError turns the end of a stream into the server's error, io.EOF when it
 // ended as it should.
 func (c *Client) asError(ctx context.Context, err error) error {
@@ -193,7 +197,7 @@ func (c *Client) asError(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	if e, _, ok := blixardv1.FromRPC(err); ok {
-		if _, limited := ctx.Deadline(); limited && connect.CodeOf(err) == connect.CodeDeadlineExceeded {
+		if d, limited := ctx.Deadline(); limited && (connect.CodeOf(err) == connect.CodeDeadlineExceeded || e.Code == blixard.CodeUnavailable && time.Until(d) < deadlineSlack) {
 			return fmt.Errorf("%w (%w)", e, context.DeadlineExceeded) // the node was told of the deadline, and was first
 		}
 		return e
