@@ -230,14 +230,14 @@ func (h guests) Exec(ctx context.Context, stream blixardv1connect.GuestServiceEx
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if at.peer != nil { // which keeps to the limit: it is nearer to the command
+		return h.passExec(ctx, at, first, stream)
+	}
 	if start.TimeoutMs > 0 {
 		late := &blixard.Error{Code: blixard.CodeUnavailable, Message: "the command did not end in time and was given up"}
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(start.TimeoutMs)*time.Millisecond, late)
 		defer stop()
-	}
-	if at.peer != nil {
-		return h.passExec(ctx, at, first, stream)
 	}
 	code, err := h.exec(ctx, cancel, at.instance.ID, start, stream)
 	if err != nil {
