@@ -15,6 +15,10 @@ import (
 
 // Ready is work for the driver, in the order of its fields.
 type Ready struct {
+	// Early messages are a leader's entries for its followers. They may go out
+	// before anything below is durable, so that all disks work at once: the leader
+	// counts its own copy only in Advance (Raft thesis, 10.2.1).
+	Early []*raftpb.Message
 	// Snapshot, if not nil, replaces the log; Restored is the state it holds.
 	Snapshot *raftpb.SnapshotMetadata
 	Restored *state.View
@@ -54,15 +58,34 @@ func (r *Replica) HasReady() bool { return r.rn.HasReady() }
 // Ready returns the work. Advance must follow before the next call.
 func (r *Replica) Ready() Ready {
 	rd := r.rn.Ready()
-	out := Ready{Entries: rd.Entries, MustSync: rd.MustSync, Messages: rd.Messages, rd: rd}
+	out := Ready{Entries: rd.Entries, MustSync: rd.MustSync, rd: rd}
 	if !raft.IsEmptyHardState(rd.HardState) {
 		out.HardState = rd.HardState
+	}
+	if rd.MustSync && r.leader && r.ballotKept(rd.HardState) {
+		for _, m := range rd.Messages {
+			if m.GetType() == raftpb.MsgApp {
+				out.Early = append(out.Early, m)
+			} else {
+				out.Messages = append(out.Messages, m)
+			}
+		}
+	} else {
+		out.Messages = rd.Messages
 	}
 	if !raft.IsEmptySnap(rd.Snapshot) {
 		assert.True(r.arrived != nil && r.arrived.Index() == rd.Snapshot.GetMetadata().GetIndex(), "raft installs a snapshot that did not arrive")
 		out.Snapshot, out.Restored = rd.Snapshot.GetMetadata(), r.arrived.View()
 	}
 	return out
+}
+
+// ballotKept tells whether the term and the vote are durable already: a leader
+// that forgets them in a crash could vote for another one of its term.
+func (r *Replica) ballotKept(hs *raftpb.HardState) bool {
+	kept, _, err := r.storage.InitialState()
+	assert.True(err == nil, "memory storage fails: %v", err)
+	return raft.IsEmptyHardState(hs) || hs.GetTerm() == kept.GetTerm() && hs.GetVote() == kept.GetVote()
 }
 
 // Advance applies what is committed. The driver has persisted and sent

@@ -7,6 +7,7 @@
 //
 //	for r.HasReady() {
 //		rd := r.Ready()
+//		send rd.Early
 //		persist rd.Snapshot, rd.HardState, rd.Entries   // fsync if rd.MustSync
 //		send rd.Messages                                // never before
 //		out := r.Advance(rd)                            // applies what is committed

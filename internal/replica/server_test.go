@@ -207,6 +207,9 @@ func (s *server) settle() {
 // ready carries out one Ready; false if it is not finished.
 func (s *server) ready() bool {
 	rd := s.r.Ready()
+	for _, m := range rd.Early {
+		s.m.w.net.send(s, m)
+	}
 	if rd.Snapshot != nil {
 		s.m.w.count["snapshot installed"]++
 		s.m.w.say("%s installs the snapshot of %d", s.m.name, rd.Snapshot.GetIndex())

@@ -273,6 +273,9 @@ func (s *Server) settle() error {
 // ready carries out one Ready: persist, send, apply, answer.
 func (s *Server) ready() error {
 	rd := s.r.Ready()
+	if len(rd.Early) > 0 {
+		s.opt.Transport.Send(rd.Early)
+	}
 	if rd.Snapshot != nil {
 		s.log.Info("installing a snapshot", "event", "snapshot_installed", "index", rd.Snapshot.GetIndex())
 		if err := s.opt.Opened.Log.Install(rd.Snapshot, writeView(rd.Restored)); err != nil {
