@@ -95,6 +95,7 @@ type Replica struct {
 	ruling bool // and an entry of this term is applied: the view is complete
 	term   uint64
 	lead   uint64
+	early  []uint64 // reads that wait until this leader rules
 
 	ctl        *control.Controller
 	ctlDirty   bool
@@ -155,8 +156,11 @@ func (r *Replica) Campaign() error { return r.rn.Campaign() }
 
 // Step takes a message of a peer. One of a node that was removed is ignored.
 func (r *Replica) Step(m *raftpb.Message) error {
-	if m.GetType() == raftpb.MsgSnap {
+	switch {
+	case m.GetType() == raftpb.MsgSnap:
 		return fmt.Errorf("a snapshot message needs its data: %w", ErrDropped)
+	case m.GetType() == raftpb.MsgReadIndex && r.leader && !r.ruling:
+		return nil // too early to tell, see Read; who asks asks again
 	}
 	err := r.rn.Step(m)
 	r.noteStatus()
@@ -197,7 +201,17 @@ func (r *Replica) Propose(entry []byte) error {
 
 // Read asks for the index that a linearizable read must have applied. The
 // answer comes in some Output.Reads under the same id, or never.
-func (r *Replica) Read(id uint64) { r.rn.ReadIndex(binary.BigEndian.AppendUint64(nil, id)) }
+//
+// A leader that does not rule yet asks when it does: raft's own answer of a
+// leader that is the only voter is the commit index as it was last made durable,
+// which may be older than what was acknowledged before a crash.
+func (r *Replica) Read(id uint64) {
+	if r.leader && !r.ruling {
+		r.early = append(r.early, id)
+		return
+	}
+	r.rn.ReadIndex(binary.BigEndian.AppendUint64(nil, id))
+}
 
 // Unreachable notes that messages to a peer get lost.
 func (r *Replica) Unreachable(raftID uint64) { r.rn.ReportUnreachable(raftID) }
@@ -290,11 +304,15 @@ func (r *Replica) noteStatus() {
 		if r.ruling {
 			r.ctl.Resign()
 		}
-		r.ruling, r.ctlRequest, r.confUntil = false, 0, 0
+		r.ruling, r.ctlRequest, r.confUntil, r.early = false, 0, 0, nil
 	}
 	if r.leader && !r.ruling && r.st.Term() == r.term {
 		r.ruling, r.ctlDirty, r.ctlWakeMS = true, true, 0
 		r.ctl.Reset(r.st.View(), r.nowMonoMS)
+		for _, id := range r.early {
+			r.Read(id)
+		}
+		r.early = nil
 	}
 }
 
