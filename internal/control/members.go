@@ -257,8 +257,7 @@ func (m *membership) promote() (MemberChange, string) {
 // demote makes a voter a learner: one that is gone and has been replaced, or
 // one too many, from the zone that has the most, the youngest first.
 func (m *membership) demote() (MemberChange, string) {
-	counted, target := m.counted(), m.target()
-	if len(m.voters) <= target {
+	if len(m.voters) <= m.target() {
 		return MemberChange{}, ""
 	}
 	inZone := m.perZone(m.voters)
@@ -277,7 +276,7 @@ func (m *membership) demote() (MemberChange, string) {
 		return cmp.Or(cmp.Compare(inZone[y.Zone], inZone[x.Zone]), cmp.Compare(y.JoinedMS, x.JoinedMS), cmp.Compare(b, a))
 	})
 	for _, id := range candidates {
-		if m.rows[id] == nil || m.gone(id) && len(counted) < target || !m.quorum(without(m.voters, id)) {
+		if m.rows[id] == nil || !m.quorum(without(m.voters, id)) {
 			continue
 		}
 		why := "there are more voters than needed"

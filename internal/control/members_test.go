@@ -3,6 +3,7 @@ package control
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -178,4 +179,25 @@ func TestMembersStory(t *testing.T) {
 	expect("a leader that is removed hands over", "transfer-leader 3", "remove 1", "promote 2")
 	g.m.apply("user", &state.RemoveNode{Name: "n4", Force: true})
 	expect("two that are left keep one voter", "remove 4", "demote 2")
+}
+
+// TestMembersReplaceTheLost: of five voters two are lost for good, and one
+// learner can take a place. It does, and keeps it.
+func TestMembersReplaceTheLost(t *testing.T) {
+	g := &raftGroup{m: newSim(t.Fatalf), self: 1, dead: map[uint64]bool{}, behind: map[uint64]bool{}}
+	for _, name := range []blixard.NodeName{"n1", "n2", "n3", "n4", "n5", "n6"} {
+		g.m.addNode(name, machine{cores: 4, memoryMiB: 4096, zone: "x"})
+	}
+	g.conf.Voters = []uint64{1}
+	g.settle(t.Fatalf)
+	for _, id := range g.conf.Voters[1:3] {
+		n := g.m.view().NodeByRaftID(id)
+		g.dead[id] = true
+		g.m.apply("leader", &state.LoseNode{Name: n.Name, RaftID: id, Epoch: n.Epoch})
+	}
+	g.m.now += 61_000
+	steps := g.settle(t.Fatalf)
+	if len(steps) != 2 || !strings.HasPrefix(steps[0], "promote") || !strings.HasPrefix(steps[1], "demote") || g.alive(g.conf.Voters) != 4 || len(g.conf.Voters) != 5 {
+		t.Errorf("%v leaves the voters %v, of which %d live", steps, g.conf.Voters, g.alive(g.conf.Voters))
+	}
 }
