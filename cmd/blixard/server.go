@@ -23,6 +23,7 @@ import (
 	"github.com/blixard/blixard"
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
+	"github.com/blixard/blixard/internal/api"
 	"github.com/blixard/blixard/internal/config"
 	"github.com/blixard/blixard/internal/server"
 	"github.com/blixard/blixard/internal/state"
@@ -209,10 +210,13 @@ func join(ctx context.Context, cfg config.Config, replace bool, words io.Writer)
 	if at != "" {
 		members = append(slices.Clone(members), strings.Split(at, ",")...)
 	}
-	switch {
-	case token == "":
+	if token == "" {
 		return none, blixard.Invalid("token", "make one on a member with `blixard cluster token create`", "joining needs a join token (--token)")
-	case len(members) == 0:
+	}
+	if _, _, err := api.ParseToken(token); err != nil {
+		return none, err
+	}
+	if len(members) == 0 {
 		return none, blixard.Invalid("join", "give --join host:port", "the token names no member to join")
 	}
 	dir := cfg.Cluster.DataDir

@@ -285,7 +285,7 @@ func (tx *txn) observe(node *blixard.Node, o *Observation) bool {
 		inst.EndedMS = tx.nowMS
 	}
 	tx.setInstance(&inst)
-	if inst.State != old.State {
+	if inst.State != old.State && (inst.State != blixard.Stopping || old.Wanted == blixard.WantRun) { // else EndInstance told of it
 		message := inst.Message
 		if message == "" {
 			message = "on " + string(node.Name)
