@@ -33,7 +33,7 @@ func ParseConstraints(text string) ([]Constraint, error) {
 		return nil, nil
 	}
 	var out []Constraint
-	for _, part := range strings.Split(text, ",") {
+	for part := range strings.SplitSeq(text, ",") {
 		part = strings.TrimSpace(part)
 		c, err := parseConstraint(part)
 		if err != nil {
@@ -90,7 +90,7 @@ func (c Constraint) Holds(n *Node) bool {
 			for _, h := range n.Hypervisors {
 				found = found || h == c.Value
 			}
-			return found == (c.Op == "=")
+			return c.Op == "=" && found || c.Op == "!=" && !found
 		}
 		q, known := n.resource(c.Key)
 		if !known {

@@ -49,7 +49,7 @@ func TestConstraintHolds(t *testing.T) {
 	for text, want := range map[string]bool{
 		"zone=a": true, "zone=b": false, "zone!=b": true, "rack=r1": true, "rack!=r1": false, "node=n1": true, "name=n2": false, "absent=x": false, "absent!=x": true, "absent>1": false,
 		"memory>=32G": true, "memory>32G": false, "memory<=32G": true, "memory=32G": true, "memory!=32G": false, "cpu>=8": true, "cpu>8": false, "vcpus=8": true, "disk>=1T": true,
-		"gpu.memory>=16GB": true, "gpu.memory>16GB": false, "gpu.memory<1": false, "rack>1": false, "hypervisor=qemu": true, "hypervisor=firecracker": false, "hypervisor!=firecracker": true,
+		"gpu.memory>=16GB": true, "gpu.memory>16GB": false, "gpu.memory<1": false, "rack>1": false, "hypervisor=qemu": true, "hypervisor=firecracker": false, "hypervisor!=firecracker": true, "hypervisor>1": false, "hypervisor<=1": false,
 	} {
 		cs, err := blixard.ParseConstraints(text)
 		if err != nil {

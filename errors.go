@@ -57,8 +57,7 @@ func Invalid(field, hint, format string, args ...any) *Error {
 
 // CodeOf is the code of the first Error in err's chain, CodeInternal without one.
 func CodeOf(err error) Code {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code
 	}
 	return CodeInternal

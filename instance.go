@@ -1,6 +1,9 @@
 package blixard
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // InstanceState is where an incarnation is in its life. It moves forward only.
 type InstanceState string
@@ -40,12 +43,7 @@ var next = map[InstanceState][]InstanceState{
 
 // CanFollow tells whether an incarnation in state from may go to state to.
 func CanFollow(from, to InstanceState) bool {
-	for _, s := range next[from] {
-		if s == to {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(next[from], to)
 }
 
 // Terminal tells whether s is an end.

@@ -60,3 +60,16 @@ func FuzzCheckName(f *testing.F) {
 		}
 	})
 }
+
+func TestCheckHypervisor(t *testing.T) {
+	for _, name := range append(blixard.Hypervisors(), "") {
+		if err := blixard.CheckHypervisor(name); err != nil {
+			t.Errorf("%q is refused: %v", name, err)
+		}
+	}
+	for name, hint := range map[string]string{"qemuu": "did you mean qemu?", "cloudhypervisor": "did you mean cloud-hypervisor?", "x": "known: qemu", strings.Repeat("q", 65): "known: qemu"} {
+		if err := blixard.CheckHypervisor(name); blixard.CodeOf(err) != blixard.CodeInvalid || !strings.Contains(err.Error(), hint) {
+			t.Errorf("%q: %v, want a hint %q", name, err, hint)
+		}
+	}
+}

@@ -1,5 +1,7 @@
 package blixard
 
+import "slices"
+
 // NodeState is whether a node is in touch with the leader.
 type NodeState string
 
@@ -76,6 +78,11 @@ type Node struct {
 	// From the raft configuration.
 	Raft RaftRole
 
+	// ConfigLabels are the keys of those Labels that the node's configuration
+	// set, sorted: a label that the configuration no longer has goes with the
+	// agent's next report. The others are the operator's.
+	ConfigLabels []string
+
 	ModifiedIndex uint64
 }
 
@@ -87,12 +94,7 @@ func (n *Node) RunsInstances() bool {
 	if n.Witness {
 		return false
 	}
-	for _, r := range n.Roles {
-		if r == "hypervisor" {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(n.Roles, "hypervisor")
 }
 
 // Label returns the value of a label, also of the built-in ones: "zone",

@@ -17,10 +17,27 @@ var unitBytes = []struct {
 	suffix string
 	shift  uint
 }{
-	{"KIB", 10}, {"MIB", 20}, {"GIB", 30}, {"TIB", 40}, {"PIB", 50},
-	{"KB", 10}, {"MB", 20}, {"GB", 30}, {"TB", 40}, {"PB", 50},
-	{"KI", 10}, {"MI", 20}, {"GI", 30}, {"TI", 40}, {"PI", 50},
-	{"K", 10}, {"M", 20}, {"G", 30}, {"T", 40}, {"P", 50}, {"B", 0},
+	{"KIB", 10},
+	{"MIB", 20},
+	{"GIB", 30},
+	{"TIB", 40},
+	{"PIB", 50},
+	{"KB", 10},
+	{"MB", 20},
+	{"GB", 30},
+	{"TB", 40},
+	{"PB", 50},
+	{"KI", 10},
+	{"MI", 20},
+	{"GI", 30},
+	{"TI", 40},
+	{"PI", 50},
+	{"K", 10},
+	{"M", 20},
+	{"G", 30},
+	{"T", 40},
+	{"P", 50},
+	{"B", 0},
 }
 
 // ParseQuantity reads "8", "1.5", "500m" (thousandths, lower case only),
@@ -78,8 +95,8 @@ func ParseMemoryMiB(text string) (int64, error) {
 		}
 		return n, nil
 	}
-	if strings.HasSuffix(t, "m") { // thousandths make no sense here, megabytes do
-		t = strings.TrimSuffix(t, "m") + "M"
+	if before, ok := strings.CutSuffix(t, "m"); ok { // thousandths make no sense here, megabytes do
+		t = before + "M"
 	}
 	q, err := ParseQuantity(t)
 	if err != nil {

@@ -40,7 +40,7 @@ func (s *VMSpec) Defaults() {
 		s.Restart.BackoffMS = 1000
 	}
 	if s.Restart.MaxBackoffMS == 0 {
-		s.Restart.MaxBackoffMS = 60_000
+		s.Restart.MaxBackoffMS = max(60_000, s.Restart.BackoffMS)
 	}
 	if s.StopGraceMS == 0 {
 		s.StopGraceMS = 10_000
@@ -79,16 +79,6 @@ func (s *VMSpec) Check() error {
 		}
 		return nil
 	}
-	oneOf := func(field, v string, known ...string) error {
-		if slices.Contains(known, v) {
-			return nil
-		}
-		hint := "known: " + strings.TrimPrefix(strings.Join(known, ", "), ", ") // "" is what was left out
-		if near := Nearest(v, known); near != "" {
-			hint = "did you mean " + near + "? " + hint
-		}
-		return Invalid(field, hint, "%s %q is not known", field, v)
-	}
 	checks := []error{
 		oneOf("type", s.Type, "long-lived"),
 		oneOf("strategy", s.Strategy, "spread", "binpack"),
@@ -116,6 +106,38 @@ func (s *VMSpec) Check() error {
 	return nil
 }
 
+// oneOf refuses a value that is not known.
+func oneOf(field, v string, known ...string) error {
+	if slices.Contains(known, v) {
+		return nil
+	}
+	hint := "known: " + strings.TrimPrefix(strings.Join(known, ", "), ", ") // "" is what was left out
+	if near := Nearest(v, known); near != "" {
+		hint = "did you mean " + near + "? " + hint
+	}
+	return Invalid(field, hint, "%s %q is not known", field, v)
+}
+
+// Hypervisors are the names of the drivers that a VM may ask for. Whether a node
+// has one is the node's to say.
+func Hypervisors() []string {
+	return []string{"qemu", "microvm.nix", "firecracker", "cloud-hypervisor"}
+}
+
+// CheckHypervisor tells whether a VM may ask for a driver; "" lets the node
+// choose. It is for those who make commands, and no part of VMSpec.Check, which
+// replicas of different releases must agree about: a newer one knows more
+// drivers.
+func CheckHypervisor(name string) error {
+	if name == "" {
+		return nil
+	}
+	if len(name) > 64 {
+		return Invalid("hypervisor", "known: "+strings.Join(Hypervisors(), ", "), "the hypervisor's name has %d characters", len(name))
+	}
+	return oneOf("hypervisor", name, Hypervisors()...)
+}
+
 func (s *VMSpec) checkImage() error {
 	if s.Image == "builtin" {
 		return nil
@@ -132,8 +154,14 @@ func (s *VMSpec) checkLists() error {
 		field string
 		n     int
 	}{
-		{"command", len(s.Command)}, {"env", len(s.Env)}, {"labels", len(s.Labels)}, {"publish", len(s.Publish)},
-		{"constraints", len(s.Constraints)}, {"preferences", len(s.Preferences)}, {"affinity", len(s.AffinityVMs)}, {"dependsOn", len(s.DependsOn)},
+		{"command", len(s.Command)},
+		{"env", len(s.Env)},
+		{"labels", len(s.Labels)},
+		{"publish", len(s.Publish)},
+		{"constraints", len(s.Constraints)},
+		{"preferences", len(s.Preferences)},
+		{"affinity", len(s.AffinityVMs)},
+		{"dependsOn", len(s.DependsOn)},
 	} {
 		if l.n > maxListed {
 			return Invalid(l.field, "", "%s has %d entries; at most %d are allowed", l.field, l.n, maxListed)

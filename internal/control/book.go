@@ -21,6 +21,10 @@ type book struct {
 	stalled   int // passes in a row whose proposals changed nothing
 	holdOffMS int64
 	reserved  *reservation
+
+	nominations []nomination
+	preemptAtMS int64 // until then nothing is preempted
+	awaited     bool  // the refusal that was proposed last tells of a nomination
 }
 
 // reservation keeps the room that was found for the successor of an
@@ -56,7 +60,7 @@ func (c *Controller) book(name blixard.VMName) *book {
 }
 
 func (b *book) idle() bool {
-	return b.wakeMS == 0 && len(b.backoffs) == 0 && !b.acted && !b.reported && b.reserved == nil
+	return b.wakeMS == 0 && len(b.backoffs) == 0 && !b.acted && !b.reported && b.reserved == nil && len(b.nominations) == 0
 }
 
 // mayAct tells whether to look at the VM now. What is proposed again although
@@ -98,12 +102,19 @@ func (l *life) reserve(s *slot, node blixard.NodeName) {
 	l.index.Assume(l.vm.Name, &l.vm.Spec, s.ordinal, s.live.Generation+1, node)
 }
 
-// sync brings what the index knows of a VM in line with the view, and books
-// room that is reserved again for as long as the predecessor is ending.
+// sync brings what the index knows of a VM in line with the view, books room
+// again that is kept for it, and room that is reserved for as long as the
+// predecessor is ending.
 func (p *pass) sync(name blixard.VMName) {
 	p.index.SyncVM(p.v, name)
 	b := p.books[name]
-	if b == nil || b.reserved == nil {
+	if b == nil {
+		return
+	}
+	if len(b.nominations) > 0 {
+		p.nominations(name, b)
+	}
+	if b.reserved == nil {
 		return
 	}
 	r, vm := b.reserved, p.v.VM(name)
@@ -169,11 +180,21 @@ func (l *life) refuse(prefix string, r schedule.Request) {
 	for _, other := range r.Spec.AffinityVMs {
 		l.waitFor(other)
 	}
-	if l.why != "" || l.vm.Refusal != nil && l.book.reported && l.now < l.book.reportMS+rewordEveryMS {
+	if b := l.book; l.why != "" || l.vm.Refusal != nil && b.reported && !b.awaited && l.now < b.reportMS+rewordEveryMS {
 		l.missing++
 		return
 	}
 	l.miss(prefix + l.index.Refuse(r).Summary)
+}
+
+// await counts an instance that waits for room that is being made.
+func (l *life) await(why string, r schedule.Request) {
+	l.refused = true
+	for _, other := range r.Spec.AffinityVMs {
+		l.waitFor(other)
+	}
+	l.awaits = l.awaits || l.why == ""
+	l.miss(why)
 }
 
 // report proposes the refusal when it changed, not too often.
@@ -203,6 +224,6 @@ func (l *life) report() {
 		return
 	}
 	if l.emit(&state.RefuseVM{Name: l.vm.Name, UID: l.vm.UID, Missing: l.missing, Summary: l.why}) {
-		b.reported, b.reportMS = true, l.now
+		b.reported, b.reportMS, b.awaited = true, l.now, l.awaits
 	}
 }

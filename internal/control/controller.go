@@ -21,9 +21,10 @@
 //
 // Invariants kept by what it proposes (and again by state.Apply, except the
 // last, which only a leader can know): a slot has at most one incarnation that
-// has not ended; generations grow; no node is overbooked; an exclusive
-// incarnation is replaced only when it ended or when the lease under which it
-// ran is over for certain.
+// has not ended; generations grow; no node is overbooked; nothing is ended for
+// the sake of a VM whose priority is not higher; an exclusive incarnation is
+// replaced only when it ended or when the lease under which it ran is over for
+// certain.
 package control
 
 import (
@@ -111,6 +112,7 @@ type Controller struct {
 	sweepFrom   blixard.VMName
 	sweptMS     int64
 	steppedMS   int64 // when the last pass was
+	preempting  preempting
 }
 
 // maxPauseMS is how late a pass may be, at most, for the record of leases to be
@@ -169,6 +171,7 @@ func (c *Controller) Reset(v *state.View, nowMonoMS int64) {
 	c.maintenance = v.Cluster().Maintenance
 	v.Nodes(func(n *blixard.Node) bool { c.freshNodes.Insert(n.Name); return true })
 	v.VMs(func(vm *blixard.VM) bool { c.freshVMs.Insert(vm.Name); return true })
+	c.preempting = newPreempting(v, nowMonoMS)
 }
 
 // Resign forgets everything on losing leadership; Reset begins again.
@@ -185,6 +188,7 @@ func (c *Controller) Observe(changes []state.Change) {
 			c.freshNodes.Insert(o.Name)
 		case *blixard.VM:
 			c.touched(o.Name)
+			c.preempting.see(o)
 		case *blixard.Instance:
 			c.touched(o.VM)
 			c.freed = c.freed || changes[i].Deleted || !o.Holds()
@@ -226,6 +230,7 @@ func (c *Controller) Step(in Input) Output {
 		c.Leases.assumeAll(p.now)
 	}
 	c.steppedMS = p.now
+	c.preempting.condemned = nil // what was proposed is applied, or refused
 	p.fire()
 	p.lookAtNodes()
 	p.takeIn()
@@ -288,11 +293,13 @@ func (p *pass) sweep() {
 			return false
 		}
 		p.freshVMs.Insert(vm.Name)
+		p.preempting.nextFloor = min(p.preempting.nextFloor, vm.Spec.Priority)
 		n--
 		return true
 	})
 	if !last {
 		p.sweepFrom = ""
+		p.preempting.swept()
 		if p.index.Wasteful() {
 			p.index = schedule.NewIndex(p.v)
 		}

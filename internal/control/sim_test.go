@@ -25,6 +25,8 @@ type sim struct {
 	passes int
 	idleMS int64 // since when the leader proposed nothing
 	seen   map[string]uint64
+
+	condemned []state.Victim // by earlier commands of the same pass
 }
 
 // agent is a machine and what runs on it.
@@ -142,6 +144,7 @@ func (m *sim) lead() {
 			continue
 		}
 		m.idleMS = m.now
+		m.condemned = nil
 		for _, c := range out.Commands {
 			m.checkProposal(c)
 		}
@@ -259,13 +262,22 @@ func (m *sim) elect() {
 	m.wake = m.now
 }
 
-// checkProposal holds a placement against what really runs: at no instant two
-// exclusive incarnations of one slot.
+// checkProposal holds what is proposed against what really runs.
 func (m *sim) checkProposal(c state.Command) {
-	p, ok := c.(*state.PlaceInstance)
-	if !ok {
-		return
+	switch c := c.(type) {
+	case *state.PlaceInstance:
+		m.checkPlace(c)
+	case *state.PreemptInstances:
+		m.checkPreempt(c)
+	case *state.EndInstance:
+		if c.Wanted != blixard.WantRun {
+			m.checkEnd(c)
+		}
 	}
+}
+
+// checkPlace: at no instant two exclusive incarnations of one slot.
+func (m *sim) checkPlace(p *state.PlaceInstance) {
 	vm := m.view().VM(p.VM)
 	if vm == nil || !vm.Spec.Singleton {
 		return
@@ -276,6 +288,58 @@ func (m *sim) checkProposal(c state.Command) {
 				m.fail("%s-%d#%d is placed while %s still runs on %s", p.VM, p.Ordinal, p.Generation, key, a.name)
 			}
 		}
+	}
+}
+
+// checkEnd: what is wanted and runs well is ended only to be replaced by what
+// its user asked for, or to leave a node that drains.
+func (m *sim) checkEnd(c *state.EndInstance) {
+	vm, i := m.view().VM(c.VM), m.view().Instance(c.VM, c.Ordinal, c.Generation)
+	if vm == nil || i == nil {
+		m.fail("%s-%d#%d is to %s, but there is none", c.VM, c.Ordinal, c.Generation, c.Wanted)
+		return
+	}
+	n := m.view().Node(i.Node)
+	switch {
+	case i.State.Terminal(), vm.Deleting, vm.Desired != blixard.DesiredRunning, i.Ordinal > vm.Spec.Replicas:
+	case i.SpecVersion != vm.SpecVersion, i.RestartSeq != vm.RestartSeq, i.Health == blixard.HealthUnhealthy:
+	case n != nil && n.Availability == blixard.Draining:
+	default:
+		m.fail("%s is to %s (%s), but it is wanted and well", i.Incarnation(), c.Wanted, c.Reason)
+	}
+}
+
+// checkPreempt: only what has a lower priority is ended, only where it helps,
+// and all of it is needed.
+func (m *sim) checkPreempt(c *state.PreemptInstances) {
+	v := m.view()
+	vm, node := v.VM(c.VM), v.Node(c.Node)
+	var own, victims, ending []*blixard.Instance
+	v.InstancesOn(c.Node, func(i *blixard.Instance) bool {
+		ref := state.Victim{VM: i.VM, Ordinal: i.Ordinal, Generation: i.Generation}
+		victim := slices.Contains(c.Victims, ref)
+		switch {
+		case i.Generation == c.Succeeds && i.VM == c.VM && i.Ordinal == c.Ordinal:
+			own = append(own, i)
+		case victim:
+			victims = append(victims, i)
+		case i.Holds() && (i.Wanted != blixard.WantRun || slices.Contains(m.condemned, ref)):
+			ending = append(ending, i)
+		}
+		return true
+	})
+	for _, i := range victims {
+		if p := v.VM(i.VM).Spec.Priority; p >= vm.Spec.Priority || !i.Counts() {
+			m.fail("%s of priority %d (%s, to %s) is preempted by %s of priority %d", i.Incarnation(), p, i.State, i.Wanted, vm.Name, vm.Spec.Priority)
+		}
+	}
+	m.condemned = append(m.condemned, c.Victims...)
+	if len(victims) != len(c.Victims) {
+		m.fail("%s preempts %v, of which %d run on %s", vm.Name, c.Victims, len(victims), c.Node)
+	}
+	q := v.Case(node, &vm.Spec)
+	if then := q.Without(slices.Concat(own, victims, ending)); then.Objection() != nil {
+		m.fail("%s preempts %v on %s in vain: %s", vm.Name, c.Victims, c.Node, then.Objection().Detail)
 	}
 }
 
@@ -336,10 +400,11 @@ func (m *sim) unsettled() string {
 	v := m.view()
 	var out []string
 	v.VMs(func(vm *blixard.VM) bool {
-		up, missing, done := 0, 0, 0
+		up, missing, done, worn := 0, 0, 0, false
 		newest := map[int]*blixard.Instance{}
 		v.InstancesOf(vm.Name, func(i *blixard.Instance) bool {
 			newest[i.Ordinal] = i
+			worn = worn || i.Restarts >= maxPreemptRestarts
 			if i.Ordinal <= vm.Spec.Replicas && i.Counts() && i.State == blixard.Running {
 				up++
 			}
@@ -366,6 +431,9 @@ func (m *sim) unsettled() string {
 			r := schedule.Refuse(v, &vm.Spec)
 			if !strings.HasPrefix(r.Summary, "0/") && strings.HasPrefix(vm.Refusal.Summary, "0/") {
 				out = append(out, fmt.Sprintf("%s is refused (%s) but: %s", vm.Name, vm.Refusal.Summary, r.Summary))
+			}
+			if room, ok := schedule.ExplainRoom(v, schedule.Want{Request: schedule.Request{VM: vm.Name, Spec: &vm.Spec}}); ok && !worn && strings.HasPrefix(vm.Refusal.Summary, "0/") {
+				out = append(out, fmt.Sprintf("%s is refused (%s) but could get %s", vm.Name, vm.Refusal.Summary, room.String()))
 			}
 		}
 		return true
@@ -402,6 +470,11 @@ func render(c state.Command, r state.Result) string {
 		line = fmt.Sprintf("refuse %s: %d missing: %s", c.Name, c.Missing, c.Summary)
 		if c.Missing == 0 {
 			line = fmt.Sprintf("refuse %s: no more", c.Name)
+		}
+	case *state.PreemptInstances:
+		line = fmt.Sprintf("preempt for %s-%d on %s:", c.VM, c.Ordinal, c.Node)
+		for _, v := range c.Victims {
+			line += fmt.Sprintf(" %s-%d#%d", v.VM, v.Ordinal, v.Generation)
 		}
 	case *state.LoseNode:
 		line = fmt.Sprintf("lose %s", c.Name)

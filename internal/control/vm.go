@@ -64,8 +64,10 @@ func (p *pass) lookAtVM(name blixard.VMName) {
 		p.freshVMs.Insert(name) // something may have been left out
 	}
 	if len(p.out) > before {
-		b.stamp, b.acted = stamp, true
 		p.freshVMs.Insert(name) // see what became of it
+	}
+	if len(p.out) > before+l.preempted { // that does not show in the rows of this VM
+		b.stamp, b.acted = stamp, true
 	}
 	if b.idle() && !p.refused.Contains(name) {
 		delete(p.books, name)
@@ -116,6 +118,9 @@ type life struct {
 	missing int    // slots that have no place, or cannot be moved
 	why     string // the first reason
 	refused bool   // some of them for lack of room
+	awaits  bool   // why tells of a nomination
+
+	preempted int // proposals that are about other VMs
 }
 
 func (l *life) run() {
@@ -141,6 +146,7 @@ func (l *life) run() {
 	if wanted {
 		l.replace()
 	}
+	l.resettle()
 	l.report()
 	if l.refused {
 		l.pass.refused.Insert(l.vm.Name)
@@ -250,9 +256,15 @@ func (l *life) place() {
 func (l *life) placeSlot(s *slot, d due) {
 	r := schedule.Request{VM: l.vm.Name, Spec: &l.vm.Spec, Avoid: d.avoid}
 	generation := max(s.newest+1, l.vm.FirstGeneration)
+	was := l.nominated(s.ordinal)
 	at, ok := l.index.Place(r, s.ordinal, generation)
 	if !ok {
 		s.phase = phaseRefused
+		if waits := l.makeRoom(r, s, generation, was, d.restarts); waits != "" {
+			s.phase = phaseChanging
+			l.await(waits, r)
+			return
+		}
 		l.refuse("", r)
 		return
 	}
@@ -346,8 +358,13 @@ func (l *life) replace() {
 			return
 		}
 		r := schedule.Request{VM: l.vm.Name, Spec: &l.vm.Spec}
+		was := l.nominated(s.ordinal)
 		to, ok := l.index.FindWithout(r, s.ordinal, s.live.Generation)
 		if !ok {
+			if waits := l.makeRoom(r, s, s.live.Generation+1, was, 0); waits != "" {
+				l.await("cannot "+verb+" yet: "+waits, r)
+				return
+			}
 			l.refuse("cannot "+verb+": ", r)
 			continue
 		}

@@ -170,3 +170,20 @@ func BenchmarkNewIndex(b *testing.B) {
 		schedule.NewIndex(v)
 	}
 }
+
+// BenchmarkPreempt is a search for room in a full cluster: it is made for the
+// few that fit nowhere, and the leader bounds how many it makes.
+func BenchmarkPreempt(b *testing.B) {
+	v := benchWorld(b).s.View()
+	x := schedule.NewIndex(v)
+	rows := 0
+	for i := range b.N {
+		s := spec(func(s *blixard.VMSpec) { s.MemoryMiB, s.Priority = 511<<10, 501+i%400 })
+		room, scanned, ok := x.Preempt(v, schedule.Want{Request: schedule.Request{VM: "asks", Spec: &s}})
+		if !ok || len(room.Victims) == 0 {
+			b.Fatalf("no room: %s", room.String())
+		}
+		rows += scanned
+	}
+	b.ReportMetric(float64(rows)/float64(b.N), "rows/op")
+}

@@ -38,6 +38,8 @@ type Index struct {
 
 	spread spreadCount
 	q      question // the one being asked, here to spare an allocation
+
+	hopeless hopeless // what Preempt was asked in vain last
 }
 
 // holding is an incarnation that holds resources of a node.
@@ -191,6 +193,11 @@ func (x *Index) keep(vm blixard.VMName, list []holding) {
 	x.held[vm] = list
 }
 
+// Release gives up a placement that was assumed.
+func (x *Index) Release(vm blixard.VMName, ordinal int, generation uint64) {
+	x.release(vm, ordinal, generation)
+}
+
 // Assume books a placement that was decided and is not applied yet.
 func (x *Index) Assume(vm blixard.VMName, spec *blixard.VMSpec, ordinal int, generation uint64, node blixard.NodeName) {
 	h := holding{ordinal, generation, x.numberOf(node), spec}
@@ -278,8 +285,11 @@ func (x *Index) GroupCount(group string, node blixard.NodeName) int {
 	return int(x.groups[groupNode{group, n}])
 }
 
-// Runs implements state.Held.
-func (x *Index) Runs(node blixard.NodeName, vm blixard.VMName) bool {
+// ReplicaCount implements state.Held.
+func (x *Index) ReplicaCount(node blixard.NodeName, vm blixard.VMName) int {
 	n, ok := x.number[node]
-	return ok && x.onNode[vmNode{vm, n}] > 0
+	if !ok {
+		return 0
+	}
+	return int(x.onNode[vmNode{vm, n}])
 }

@@ -4,9 +4,9 @@ import "github.com/blixard/blixard/internal/state"
 
 // The scale of points: how free a node is (or how full, when packing) is worth
 // up to wholeLoad, a preference of weight w as much as w percent of the load.
-// Spreading the replicas of a VM over nodes comes before both, spreading them
-// over a label's values before that, and a node to be avoided is the last
-// resort.
+// Spreading the replicas of a VM over nodes, unless it packs, comes before
+// both, spreading them over a label's values before that, and a node to be
+// avoided is the last resort.
 const (
 	wholeLoad      = 1_000_000
 	perWeight      = wholeLoad / 100
@@ -91,7 +91,14 @@ func scorePreferences(q *question) int64 {
 	return sum
 }
 
-func scoreReplicas(q *question) int64 { return q.onNode * perReplica }
+// scoreReplicas keeps a VM's replicas apart, unless its user wants it packed:
+// then only a group or a label to spread over does.
+func scoreReplicas(q *question) int64 {
+	if q.Spec.Strategy == "binpack" {
+		return 0
+	}
+	return q.onNode * perReplica
+}
 
 func scoreSpread(q *question) int64 {
 	if q.Spec.SpreadAcross == "" {

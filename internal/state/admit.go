@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/blixard/blixard"
 )
@@ -21,8 +22,8 @@ type Held interface {
 	PortTaken(node blixard.NodeName, protocol string, port int) bool
 	// GroupCount is how many incarnations of an anti-affinity group the node holds.
 	GroupCount(group string, node blixard.NodeName) int
-	// Runs tells whether the node holds an incarnation of a VM.
-	Runs(node blixard.NodeName, vm blixard.VMName) bool
+	// ReplicaCount is how many incarnations of a VM the node holds.
+	ReplicaCount(node blixard.NodeName, vm blixard.VMName) int
 }
 
 // Case is one question: may an instance of Spec go to Node, which carries
@@ -166,18 +167,20 @@ func (t *tables) GroupCount(group string, node blixard.NodeName) int {
 	return n
 }
 
-// Runs implements Held.
-func (t *tables) Runs(node blixard.NodeName, vm blixard.VMName) bool {
-	found := false
+// ReplicaCount implements Held.
+func (t *tables) ReplicaCount(node blixard.NodeName, vm blixard.VMName) int {
+	n := 0
 	prefix := string(node) + "\x00" + string(vm) + "\x00"
 	t.byNode.Ascend(prefix, func(key string, i *blixard.Instance) bool {
 		if len(key) < len(prefix) || key[:len(prefix)] != prefix {
 			return false
 		}
-		found = i.Holds()
-		return !found
+		if i.Holds() {
+			n++
+		}
+		return true
 	})
-	return found
+	return n
 }
 
 func fitsState(c *Case) bool {
@@ -234,12 +237,7 @@ func fitsHypervisor(c *Case) bool {
 	if c.Spec.Hypervisor == "" {
 		return true
 	}
-	for _, h := range c.Node.Hypervisors {
-		if h == c.Spec.Hypervisor {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(c.Node.Hypervisors, c.Spec.Hypervisor)
 }
 
 func explainHypervisor(c *Case) (short, detail string) {
@@ -296,7 +294,7 @@ func explainAntiAffinity(c *Case) (short, detail string) {
 
 func fitsAffinity(c *Case) bool {
 	for _, name := range c.Spec.AffinityVMs {
-		if !c.Held.Runs(c.Node.Name, name) {
+		if c.Held.ReplicaCount(c.Node.Name, name) == 0 {
 			return false
 		}
 	}
@@ -305,7 +303,7 @@ func fitsAffinity(c *Case) bool {
 
 func explainAffinity(c *Case) (short, detail string) {
 	for _, name := range c.Spec.AffinityVMs {
-		if !c.Held.Runs(c.Node.Name, name) {
+		if c.Held.ReplicaCount(c.Node.Name, name) == 0 {
 			return "affinity", "it runs no instance of " + string(name) + ", beside which this VM must run"
 		}
 	}

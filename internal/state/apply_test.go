@@ -16,6 +16,7 @@ func testSpec(t *rapid.T) blixard.VMSpec {
 	s := blixard.VMSpec{Replicas: rapid.IntRange(0, 4).Draw(t, "replicas"), MemoryMiB: int64(rapid.IntRange(1, 4).Draw(t, "gib")) << 10}
 	s.AntiAffinityGroup = rapid.SampledFrom([]string{"", "g"}).Draw(t, "group")
 	s.Singleton = rapid.Bool().Draw(t, "singleton")
+	s.Priority = rapid.SampledFrom([]int{100, 500, 900}).Draw(t, "priority")
 	if rapid.Bool().Draw(t, "port") {
 		s.Publish = []blixard.Port{{HostPort: 80, GuestPort: 80}}
 	}
@@ -42,7 +43,7 @@ func drawCommand(t *rapid.T, v *state.View, nested bool) state.Command {
 	}
 	var rows []*blixard.Instance
 	v.Instances(func(i *blixard.Instance) bool { rows = append(rows, i); return true })
-	kind := rapid.IntRange(0, 21).Draw(t, "command")
+	kind := rapid.IntRange(0, 25).Draw(t, "command")
 	if len(rows) == 0 && kind >= 17 {
 		kind -= 17
 	}
@@ -99,6 +100,10 @@ func drawCommand(t *rapid.T, v *state.View, nested bool) state.Command {
 	case 18:
 		i := rapid.SampledFrom(rows).Draw(t, "row")
 		return &state.DropInstance{VM: i.VM, Ordinal: i.Ordinal, Generation: i.Generation}
+	case 19, 20:
+		return drawPreemption(t, v, vm, rows)
+	case 21:
+		return &state.ApplyVM{Name: vm, Spec: testSpec(t), Desired: rapid.SampledFrom([]blixard.Desired{"", "running", "stopped", "flying"}).Draw(t, "desired")}
 	}
 	o := &state.Observe{Node: node, RaftID: raftID}
 	for range rapid.IntRange(1, 3).Draw(t, "seen") {
@@ -114,6 +119,24 @@ func drawCommand(t *rapid.T, v *state.View, nested bool) state.Command {
 		})
 	}
 	return o
+}
+
+// drawPreemption makes a preemption, often one that can be.
+func drawPreemption(t *rapid.T, v *state.View, name blixard.VMName, rows []*blixard.Instance) state.Command {
+	first := rapid.SampledFrom(rows).Draw(t, "victim")
+	m := &state.PreemptInstances{VM: name, Ordinal: rapid.IntRange(1, 4).Draw(t, "ordinal"), Node: first.Node}
+	if vm := v.VM(name); vm != nil {
+		m.UID, m.SpecVersion = vm.UID, vm.SpecVersion
+	}
+	if n := v.Node(first.Node); n != nil {
+		m.NodeEpoch = n.Epoch
+	}
+	for _, i := range rows {
+		if i == first || i.Node == first.Node && i.Counts() && rapid.Bool().Draw(t, "also") {
+			m.Victims = append(m.Victims, state.Victim{VM: i.VM, Ordinal: i.Ordinal, Generation: i.Generation})
+		}
+	}
+	return m
 }
 
 // drawLog makes entries against a state that grows with them.

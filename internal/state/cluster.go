@@ -49,11 +49,11 @@ func (m *CreateToken) apply(tx *txn) (Outcome, *blixard.Error) {
 		}
 		return true
 	})
+	if tx.t.tokens.Len()-len(expired) >= maxTokens {
+		return Outcome{}, &blixard.Error{Code: blixard.CodeRefused, Message: "there are " + itoa(maxTokens) + " unused join tokens", Hint: "revoke some or wait until they expire"}
+	}
 	for _, id := range expired {
 		tx.t.tokens.Delete(id)
-	}
-	if tx.t.tokens.Len() >= maxTokens {
-		return Outcome{}, &blixard.Error{Code: blixard.CodeRefused, Message: "there are " + itoa(maxTokens) + " unused join tokens", Hint: "revoke some or wait until they expire"}
 	}
 	tx.t.tokens.Set(t.ID, &t)
 	return Outcome{Version: tx.index}, nil

@@ -179,6 +179,7 @@ func codeNode(c *wire.Coder, n *blixard.Node) {
 	wire.String(c, &n.Raft)
 	wire.Uint(c, &n.ModifiedIndex)
 	wire.Bool(c, &n.Simulated)
+	wire.Strings(c, &n.ConfigLabels)
 }
 
 func codeCluster(c *wire.Coder, x *Cluster) {

@@ -35,6 +35,7 @@ var commands = []func() Command{
 	11: func() Command { return new(Observe) },
 	12: func() Command { return new(DropInstance) },
 	13: func() Command { return new(ApplyVM) },
+	14: func() Command { return new(PreemptInstances) },
 	20: func() Command { return new(Bootstrap) },
 	21: func() Command { return new(JoinNode) },
 	22: func() Command { return new(ReportNode) },

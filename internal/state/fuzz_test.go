@@ -18,6 +18,7 @@ func seedEntries() [][]byte {
 		state.EncodeEntry([]state.Envelope{{Command: &state.Bootstrap{ClusterID: "c", RaftID: 1, Node: id}}, {Key: "k", Command: create}}),
 		state.EncodeEntry([]state.Envelope{{Command: &state.Batch{Commands: []state.Command{create, &state.DeleteVM{Name: "a"}}}}}),
 		state.EncodeEntry([]state.Envelope{{Command: &state.Observe{Node: "n1", RaftID: 1, Items: []state.Observation{{VM: "a", Ordinal: 1, Generation: 1, State: blixard.Running}}}}}),
+		state.EncodeEntry([]state.Envelope{{Command: &state.PreemptInstances{VM: "a", UID: 1, Ordinal: 1, Node: "n1", Victims: []state.Victim{{VM: "a", Ordinal: 2, Generation: 1}}}}}),
 	}
 }
 

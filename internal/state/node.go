@@ -52,7 +52,7 @@ func (n *NodeIdentity) node() *blixard.Node {
 	}
 	return &blixard.Node{
 		Name: n.Name, Address: n.Address, PublishAddress: n.PublishAddress, Zone: n.Zone, Labels: n.Labels, Roles: roles, Witness: n.Witness, Simulated: n.Simulated,
-		Availability: blixard.Active, State: blixard.NodeJoining, Raft: blixard.RoleNone,
+		Availability: blixard.Active, State: blixard.NodeJoining, Raft: blixard.RoleNone, ConfigLabels: labelKeys(n.Labels),
 	}
 }
 
@@ -159,6 +159,9 @@ func (m *JoinNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	tx.useToken(m.TokenID)
 	n := m.Node.node()
 	n.RaftID, n.JoinedMS = tx.t.cluster.NextRaftID, tx.nowMS
+	if m.TokenID == "" {
+		n.ConfigLabels = nil // an operator wrote them, not the node
+	}
 	if old := tx.t.node(n.Name); old != nil {
 		n.Epoch = old.Epoch + 1
 	}
@@ -219,7 +222,9 @@ func (m *ReportNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	n.Address, n.PublishAddress, n.Zone = m.Address, m.PublishAddress, m.Zone
 	n.Capacity, n.Reserved, n.MaxInstances, n.Hypervisors = m.Capacity, m.Reserved, m.MaxInstances, m.Hypervisors
 	n.Acceleration, n.Version, n.FeatureLevel = clip(m.Acceleration), clip(m.Release), m.FeatureLevel
-	n.Labels = mergeLabels(old.Labels, m.Labels)
+	stale := func(l blixard.Label) bool { return slices.Contains(old.ConfigLabels, l.Key) }
+	n.Labels = mergeLabels(slices.DeleteFunc(slices.Clone(old.Labels), stale), m.Labels)
+	n.ConfigLabels = labelKeys(m.Labels)
 	if reflect.DeepEqual(*old, n) && n.State != blixard.NodeJoining {
 		return Outcome{Version: old.ModifiedIndex, Noop: true}, nil
 	}
@@ -229,6 +234,16 @@ func (m *ReportNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	}
 	tx.setNode(&n)
 	return Outcome{Version: tx.index}, nil
+}
+
+// labelKeys are the keys of labels, sorted; nil for none.
+func labelKeys(labels []blixard.Label) []string {
+	var keys []string
+	for _, l := range labels {
+		keys = append(keys, l.Key)
+	}
+	slices.Sort(keys)
+	return keys
 }
 
 // mergeLabels lets the newer list win; the result is sorted by key.
@@ -321,6 +336,12 @@ func (m *SetNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	n.Labels = tidy(slices.DeleteFunc(mergeLabels(old.Labels, m.SetLabels), func(l blixard.Label) bool { return slices.Contains(m.DropLabels, l.Key) }))
 	if n.Availability == old.Availability && slices.Equal(n.Labels, old.Labels) {
 		return Outcome{Version: old.ModifiedIndex, Noop: true}, nil
+	}
+	n.ConfigLabels = nil // but for those that the operator takes over here
+	for _, key := range old.ConfigLabels {
+		if !slices.ContainsFunc(m.SetLabels, func(l blixard.Label) bool { return l.Key == key }) {
+			n.ConfigLabels = append(n.ConfigLabels, key)
+		}
 	}
 	tx.setNode(&n)
 	if n.Availability != old.Availability {

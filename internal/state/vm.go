@@ -120,7 +120,7 @@ func (tx *txn) find(name blixard.VMName, expect uint64) (*blixard.VM, *blixard.E
 }
 
 func (tx *txn) noVM(name blixard.VMName) *blixard.Error {
-	e := &blixard.Error{Code: blixard.CodeNotFound, Message: "there is no VM named " + string(clip(string(name))), Hint: "`blixard vm list` shows them"}
+	e := &blixard.Error{Code: blixard.CodeNotFound, Message: "there is no VM named " + clip(string(name)), Hint: "`blixard vm list` shows them"}
 	var names []string
 	tx.t.vms.Scan(func(n blixard.VMName, _ *blixard.VM) bool {
 		names = append(names, string(n))
