@@ -44,7 +44,7 @@ func bootID() string {
 		return strings.TrimSpace(string(id))
 	}
 	var id [16]byte
-	//nolint:errcheck // crypto/rand does not fail
+	// crypto/rand does not fail
 	rand.Read(id[:])
 	return hex.EncodeToString(id[:])
 }

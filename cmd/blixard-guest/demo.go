@@ -58,7 +58,7 @@ func startDemo(address string, who identity, log io.Writer) (*demoServer, error)
 }
 
 func (s *demoServer) say(format string, args ...any) {
-	//nolint:errcheck // the log takes everything
+	// the log takes everything
 	fmt.Fprintf(s.log, format+"\n", args...)
 }
 

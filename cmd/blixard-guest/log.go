@@ -44,8 +44,7 @@ func newLog(console io.Writer) *workloadLog {
 	l := &workloadLog{changed: make(chan struct{}), console: make(chan []byte, consoleBytes>>10)}
 	l.written.Go(func() {
 		for p := range l.console {
-			// There is nobody to tell when the console does not take it.
-			//nolint:errcheck
+			//nolint:errcheck // there is nobody to tell when the console does not take it
 			console.Write(p)
 		}
 	})

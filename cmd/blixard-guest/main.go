@@ -72,7 +72,6 @@ func main() {
 // logf writes a line to the console, where the host keeps it.
 func logf(format string, args ...any) {
 	// There is nobody to tell when the console does not take it.
-	//nolint:errcheck
 	fmt.Fprintf(os.Stderr, "blixard-guest: "+format+"\n", args...)
 }
 

@@ -205,8 +205,7 @@ func decode(path string, b []byte, c *Config) error {
 	d := toml.NewDecoder(strings.NewReader(string(b)))
 	d.DisallowUnknownFields()
 	err := d.Decode(c)
-	var strict *toml.StrictMissingError
-	if errors.As(err, &strict) {
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 		e := strict.Errors[0]
 		row, column := e.Position()
 		key := strings.Join(e.Key(), ".")
@@ -216,8 +215,7 @@ func decode(path string, b []byte, c *Config) error {
 		}
 		return &blixard.Error{Code: blixard.CodeInvalid, Field: key, Hint: hint, Message: fmt.Sprintf("%s:%d:%d: the key %s is not known", path, row, column, key)}
 	}
-	var decodeErr *toml.DecodeError
-	if errors.As(err, &decodeErr) {
+	if decodeErr, ok := errors.AsType[*toml.DecodeError](err); ok {
 		row, column := decodeErr.Position()
 		key, text := strings.Join(decodeErr.Key(), "."), strings.TrimPrefix(decodeErr.Error(), "toml: ")
 		if strings.HasPrefix(text, "cannot decode TOML") { // the decoder speaks of Go's types
@@ -383,7 +381,7 @@ func unknownVariable(env map[string]string) error {
 }
 
 func set(v reflect.Value, text string) error {
-	if u, ok := v.Addr().Interface().(interface{ UnmarshalText([]byte) error }); ok {
+	if u, ok := reflect.TypeAssert[interface{ UnmarshalText([]byte) error }](v.Addr()); ok {
 		return u.UnmarshalText([]byte(text))
 	}
 	switch v.Kind() {
@@ -411,7 +409,7 @@ func set(v reflect.Value, text string) error {
 		v.Set(reflect.ValueOf(strings.Split(text, ",")))
 	case reflect.Map:
 		m := map[string]string{}
-		for _, part := range strings.Split(text, ",") {
+		for part := range strings.SplitSeq(text, ",") {
 			k, val, ok := strings.Cut(part, "=")
 			if !ok {
 				return fmt.Errorf("%q is not key=value", part)
@@ -490,6 +488,9 @@ func (c *Config) Check() error {
 	spec.Defaults()
 	if err := spec.Check(); err != nil {
 		return fmt.Errorf("microvm: the defaults for VMs: %w", err)
+	}
+	if err := blixard.CheckHypervisor(spec.Hypervisor); err != nil {
+		return fmt.Errorf("microvm: default_hypervisor: %w", err)
 	}
 	for key := range c.Cluster.Labels {
 		if err := blixard.CheckLabelKey(key); err != nil {

@@ -102,6 +102,7 @@ func TestWhatCannotBeRightIsRefused(t *testing.T) {
 		"no TOML":           {text: "\x89PNG", want: "config.toml:1:"},
 		"unknown method":    {text: "[discovery]\nmethod = \"telepathy\"", want: "telepathy"},
 		"unknown variable":  {environ: []string{"BLIXARD_CLUSTER_NODE_IDD=a"}, want: "did you mean BLIXARD_CLUSTER_NODE_ID?"},
+		"unknown driver":    {text: "[microvm]\ndefault_hypervisor = \"qemuu\"", want: "did you mean qemu?"},
 		"variable's number": {environ: []string{"BLIXARD_MICROVM_DEFAULT_VCPUS=x"}, want: "is not a whole number"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -47,6 +47,7 @@ func TestVMs(t *testing.T) {
 	})
 	together("images", map[string]func(*user){
 		"trees": testImageTrees, "bundle": testImageBundle, "disk": testImageDisk, "refused": testImageRefused,
+		"control groups": testGroups,
 	})
 	for _, part := range []struct {
 		name string
@@ -274,7 +275,7 @@ func (u *user) nothingLeft() {
 			for _, dir := range []string{"vms/vms", "vms/trash"} {
 				left, err := os.ReadDir(filepath.Join(n.Dir, dir))
 				if err != nil || len(left) > 0 {
-					return fmt.Errorf("%s of %s: %v, %v", dir, n.Name, left, err)
+					return fmt.Errorf("%s of %s: %v, %v", dir, n.Name, left, err) //nolint:errorlint // nil, as a rule
 				}
 			}
 		}
@@ -664,8 +665,16 @@ func testLogs(u *user) {
 func testFormats(u *user) {
 	u.create("formats", "--no-start")
 	for _, c := range [][]string{
-		{"vm", "status", "formats"}, {"vm", "list"}, {"vm", "describe", "formats"}, {"vm", "explain", "formats"}, {"vm", "events", "formats"},
-		{"get", "vms"}, {"get", "nodes"}, {"get", "instances"}, {"cluster", "status"}, {"cluster", "list"},
+		{"vm", "status", "formats"},
+		{"vm", "list"},
+		{"vm", "describe", "formats"},
+		{"vm", "explain", "formats"},
+		{"vm", "events", "formats"},
+		{"get", "vms"},
+		{"get", "nodes"},
+		{"get", "instances"},
+		{"cluster", "status"},
+		{"cluster", "list"},
 	} {
 		for _, format := range []string{"table", "wide", "json", "yaml", "name"} {
 			out := u.ok(append(c, "-o", format)...)
@@ -699,8 +708,7 @@ func testDryRun(u *user) {
 		b.WriteString(u.ok("vm", "status", "dry", "-o", "json"))
 		_, _, code := u.c.CLI("vm", "status", "dry2")
 		fmt.Fprintln(&b, code)
-		var nodes []struct{ ID, Availability string }
-		nodes = decode[struct {
+		nodes := decode[struct {
 			Nodes []struct{ ID, Availability string }
 		}](u.T, u.ok("cluster", "status", "-o", "json")).Nodes
 		fmt.Fprintln(&b, nodes)
@@ -708,9 +716,18 @@ func testDryRun(u *user) {
 	}
 	before := all()
 	for _, args := range [][]string{
-		{"vm", "create", "dry2", "--image", u.tree("a dry run")}, {"vm", "start", "dry"}, {"vm", "stop", "dry"},
-		{"vm", "scale", "dry", "--replicas", "3"}, {"vm", "delete", "dry"}, {"apply", "-f", document}, {"delete", "-f", document, "--ignore-missing"},
-		{"cluster", "drain", "node1"}, {"cluster", "cordon", "node1"}, {"cluster", "uncordon", "node1"}, {"cluster", "maintenance-mode", "enable"}, {"cluster", "label", "node1", "a=b"},
+		{"vm", "create", "dry2", "--image", u.tree("a dry run")},
+		{"vm", "start", "dry"},
+		{"vm", "stop", "dry"},
+		{"vm", "scale", "dry", "--replicas", "3"},
+		{"vm", "delete", "dry"},
+		{"apply", "-f", document},
+		{"delete", "-f", document, "--ignore-missing"},
+		{"cluster", "drain", "node1"},
+		{"cluster", "cordon", "node1"},
+		{"cluster", "uncordon", "node1"},
+		{"cluster", "maintenance-mode", "enable"},
+		{"cluster", "label", "node1", "a=b"},
 	} {
 		u.ok(append(args, "--dry-run")...)
 		if after := all(); after != before {

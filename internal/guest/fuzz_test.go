@@ -54,7 +54,7 @@ func FuzzClient(f *testing.F) {
 			if _, err := inside.Read(make([]byte, MaxPayload)); err != nil {
 				return
 			}
-			//nolint:errcheck // the host may hang up
+			// the host may hang up
 			inside.Write(in)
 		}()
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

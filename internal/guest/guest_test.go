@@ -388,7 +388,7 @@ func evilGuest(t *testing.T, send func(conn net.Conn)) *Client {
 		}
 		go func() {
 			defer close(drained)
-			//nolint:errcheck // until it is closed
+			// until it is closed
 			io.Copy(io.Discard, inside)
 		}()
 		send(inside)
@@ -400,7 +400,7 @@ func evilGuest(t *testing.T, send func(conn net.Conn)) *Client {
 	}
 	t.Cleanup(func() {
 		closeClient(t, c)
-		//nolint:errcheck // of a test's pipe
+		// of a test's pipe
 		inside.Close()
 		<-done
 	})
@@ -425,7 +425,7 @@ func TestHostileGuestLosesItsConnection(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := gate{make(chan struct{})}
 			c := evilGuest(t, func(conn net.Conn) {
-				//nolint:errcheck // the host hangs up in the middle
+				// the host hangs up in the middle
 				conn.Write(bytes)
 			})
 			result := make(chan error, 1)

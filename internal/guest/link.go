@@ -57,8 +57,7 @@ func (l *link) fail(err error) {
 	l.mu.Unlock()
 	if first {
 		close(l.done)
-		// What a close says about a connection given up is of no use.
-		//nolint:errcheck
+		//nolint:errcheck // what a close says about a connection given up is of no use
 		l.conn.Close()
 	}
 }
@@ -304,7 +303,7 @@ func (s *stream) take(ctx context.Context, bytes int) error {
 
 // channelWriter is an io.Writer on one channel of a stream.
 type channelWriter struct {
-	ctx     context.Context
+	ctx     context.Context //nolint:containedctx // of the call whose output it writes
 	stream  *stream
 	channel uint8
 }

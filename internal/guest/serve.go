@@ -63,7 +63,7 @@ type serverConn struct {
 	link    *link
 	id      session
 	started bool
-	ctx     context.Context // of the session
+	ctx     context.Context //nolint:containedctx // of the session
 	cancel  context.CancelFunc
 
 	mu      sync.Mutex
@@ -344,6 +344,7 @@ func pumpInput(ctx context.Context, s *stream, stdin *io.PipeWriter, sizes chan 
 			}
 		case frameData:
 			input.push(f)
+		default: // of no meaning to a command
 		}
 	}
 }

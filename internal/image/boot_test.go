@@ -50,7 +50,7 @@ func startVM(t *testing.T, machine string, b image.Bundle, memoryMiB int) *vm {
 		t.Fatalf("qemu-system-x86_64 is missing; run scripts/setup: %v", err)
 	}
 	// Unix socket paths are short, test directories are not.
-	dir, err := os.MkdirTemp("", "blixard-boot")
+	dir, err := os.MkdirTemp("", "blixard-boot") //nolint:usetesting // as said above
 	if err != nil {
 		t.Fatal(err)
 	}

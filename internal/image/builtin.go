@@ -134,6 +134,27 @@ func (p parts) noteName(root, busybox string) (string, error) {
 	return filepath.Join(root, "builtin-"+hex.EncodeToString(hash.Sum(nil))), nil
 }
 
+// Builtins are the digests of the builtin images that were built here, of former
+// parts too.
+func (s Store) Builtins() ([]string, error) {
+	notes, err := filepath.Glob(filepath.Join(s.Root, "builtin-*"))
+	if err != nil {
+		return nil, fmt.Errorf("listing the builtin images: %w", err)
+	}
+	var digests []string
+	for _, note := range notes {
+		digest, err := os.ReadFile(note)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("listing the builtin images: %w", err)
+		}
+		digests = append(digests, string(digest))
+	}
+	return digests, nil
+}
+
 // writeNote replaces the note as a whole; a lost one only costs a build.
 func (s Store) writeNote(note, digest string) error {
 	temporary := fmt.Sprintf("%s%d", filepath.Join(s.Root, temporaryPrefix+"note-"), time.Now().UnixNano())
@@ -183,7 +204,7 @@ func listApplets(ctx context.Context, busybox string) ([]string, error) {
 		return nil, fmt.Errorf("asking %s for its applets: %w", busybox, err)
 	}
 	var applets []string
-	for _, name := range strings.Fields(string(out)) {
+	for name := range strings.FieldsSeq(string(out)) {
 		if !strings.ContainsAny(name, "/\x00") && len(name) < 64 {
 			applets = append(applets, name)
 		}

@@ -64,7 +64,7 @@ func (d *draft) addCopy(ctx context.Context, f manifestFile, source string) erro
 
 // countingWriter counts, and stops a long copy when its context ends.
 type countingWriter struct {
-	ctx   context.Context
+	ctx   context.Context //nolint:containedctx // of the one copy it is made for
 	w     io.Writer
 	bytes int64
 }

@@ -29,6 +29,7 @@ import (
 	"net"
 	"net/netip"
 	"regexp"
+	"slices"
 )
 
 var (
@@ -131,10 +132,8 @@ func (r *Request) Check() error {
 		if ip, err := netip.ParseAddr(p.HostIP); err != nil || !ip.Is4() || ip.String() != p.HostIP {
 			return bad("host address %q of a published port, want IPv4", p.HostIP)
 		}
-		for _, q := range r.Ports[:i] {
-			if p.Overlaps(q) {
-				return bad("port %d/%s is published twice", p.HostPort, p.Protocol)
-			}
+		if slices.ContainsFunc(r.Ports[:i], p.Overlaps) {
+			return bad("port %d/%s is published twice", p.HostPort, p.Protocol)
 		}
 	}
 	return nil

@@ -14,7 +14,7 @@ import (
 
 func hash(text string) uint32 {
 	h := fnv.New32a()
-	h.Write([]byte(text)) //nolint:errcheck // it cannot fail
+	h.Write([]byte(text)) // it cannot fail
 	return h.Sum32()
 }
 

@@ -90,8 +90,8 @@ func serve(t *testing.T, h *host, protocol string, port int, name string) {
 				if err != nil {
 					return
 				}
-				fmt.Fprintf(c, "%s %s", name, c.RemoteAddr()) //nolint:errcheck // the asker will notice
-				c.Close()                                     //nolint:errcheck // as above
+				fmt.Fprintf(c, "%s %s", name, c.RemoteAddr()) // the asker will notice
+				c.Close()                                     // as above
 			}
 		}()
 		return nil
@@ -326,7 +326,7 @@ func TestOthers(t *testing.T) {
 		attrs.Name = "br0"
 		theirs := &netlink.Bridge{LinkAttrs: attrs}
 		must(t, "making a bridge", netlink.LinkAdd(theirs))
-		defer netlink.LinkDel(theirs) //nolint:errcheck // the namespace ends soon
+		defer netlink.LinkDel(theirs) // the namespace ends soon
 		address, err := netlink.ParseAddr("10.88.0.1/17")
 		must(t, "an address", err)
 		must(t, "setting an address", netlink.AddrAdd(theirs, address))
@@ -519,9 +519,14 @@ func TestRenamedBridge(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	for _, o := range []bridge.Options{
-		{Bridge: "much-too-long"}, {Bridge: "a/b"}, {Bridge: "-x"},
-		{Pool: netip.MustParsePrefix("fd00::/64")}, {Pool: netip.MustParsePrefix("10.0.0.0/16"), SubnetBits: 8}, {SubnetBits: 31},
-		{FirstPort: 10, LastPort: 9}, {FirstPort: 1, LastPort: 70000},
+		{Bridge: "much-too-long"},
+		{Bridge: "a/b"},
+		{Bridge: "-x"},
+		{Pool: netip.MustParsePrefix("fd00::/64")},
+		{Pool: netip.MustParsePrefix("10.0.0.0/16"), SubnetBits: 8},
+		{SubnetBits: 31},
+		{FirstPort: 10, LastPort: 9},
+		{FirstPort: 1, LastPort: 70000},
 	} {
 		o.Dir = t.TempDir()
 		if _, err := bridge.New(o); !errors.Is(err, network.ErrInvalid) {

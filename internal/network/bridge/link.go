@@ -42,8 +42,7 @@ func addressesOf(l netlink.Link) ([]netlink.Addr, error) {
 // link finds a device, nil if there is none of that name.
 func link(name string) (netlink.Link, error) {
 	l, err := netlink.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
+	if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
 		return nil, nil //nolint:nilnil // nil is the answer
 	}
 	if err != nil {

@@ -275,8 +275,17 @@ func testInvalid(t *testing.T, rig Rig) {
 		return network.Request{Ref: "a-1.1", Ports: []network.Port{p}}
 	}
 	for _, r := range []network.Request{
-		{}, {Ref: "../a"}, {Ref: ".."}, {Ref: "A"}, {Ref: "a/b"}, {Ref: "a b"}, {Ref: fmt.Sprintf("%0101d", 0)},
-		{Ref: "a", MAC: "nonsense"}, {Ref: "a", MAC: "01:00:00:00:00:00"}, {Ref: "a", MAC: "02:00:00:00:00"}, {Ref: "a", MAC: "02-00-00-00-00-0A"},
+		{},
+		{Ref: "../a"},
+		{Ref: ".."},
+		{Ref: "A"},
+		{Ref: "a/b"},
+		{Ref: "a b"},
+		{Ref: fmt.Sprintf("%0101d", 0)},
+		{Ref: "a", MAC: "nonsense"},
+		{Ref: "a", MAC: "01:00:00:00:00:00"},
+		{Ref: "a", MAC: "02:00:00:00:00"},
+		{Ref: "a", MAC: "02-00-00-00-00-0A"},
 		{Ref: "a", Ports: []network.Port{ok, ok}},
 		with(func(p *network.Port) { p.Protocol = "" }), with(func(p *network.Port) { p.Protocol = "sctp" }),
 		with(func(p *network.Port) { p.HostPort = -1 }), with(func(p *network.Port) { p.HostPort = 65536 }),

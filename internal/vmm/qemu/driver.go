@@ -30,8 +30,12 @@
 // busy, and it has no power button. q35 was seen to boot at any load.
 // Acceleration is probed by booting (probe.go), never by looking for /dev/kvm.
 //
-// Not here: limits by control groups. Memory is bounded by -m plus QEMU's own
-// (the translation cache is capped), CPU by the number of vCPU threads.
+// # Limits
+//
+// Where control groups of version 2 can be written, each process is held to its
+// memory and vCPUs and a fixed amount of QEMU's own (groups.go). Elsewhere memory
+// is bounded by -m plus QEMU's own (the translation cache is capped), CPU by the
+// number of vCPU threads: good for guests that are not hostile to QEMU.
 package qemu
 
 import (
@@ -91,6 +95,8 @@ type Driver struct {
 	lock    *os.File
 	watch   *watch
 	changes chan struct{}
+	groups  groups
+	limits  bool // control groups can be made
 
 	probing sync.Mutex
 	probed  *probeRecord
@@ -147,7 +153,12 @@ func New(options Options) (*Driver, error) {
 	}
 	d := &Driver{
 		options: options, log: options.Log, boot: boot,
-		changes: make(chan struct{}, 1), turns: map[vmm.Ref]*turn{},
+		changes: make(chan struct{}, 1), turns: map[vmm.Ref]*turn{}, groups: newGroups(controlGroups, root),
+	}
+	if err := d.groups.usable(); err != nil {
+		d.log.Info("guests are not held to their limits by control groups", "reason", err)
+	} else {
+		d.limits = true
 	}
 	if d.lock, err = lockRoot(root); err != nil {
 		return nil, err
@@ -205,9 +216,26 @@ func (d *Driver) recover() error {
 		}
 		if p != nil {
 			d.log.Info("found running vm again", "instance", ref.Instance, "generation", ref.Generation, "pid", p.pid)
+			d.limit(inc, p) // a crash may have come between
+		}
+	}
+	if d.limits {
+		if err := d.groups.removeOthers(refs); err != nil {
+			d.log.Warn("clearing control groups", "error", err)
 		}
 	}
 	return nil
+}
+
+// limit holds a process to its limits. A guest without them is better than none,
+// as on machines that have no control groups.
+func (d *Driver) limit(inc *incarnation, p *process) {
+	if !d.limits {
+		return
+	}
+	if err := d.groups.limit(inc.spec.Spec, p.pid); err != nil {
+		d.log.Warn("a vm runs without limits", "instance", inc.ref.Instance, "generation", inc.ref.Generation, "error", err)
+	}
 }
 
 // Close lets go of everything and leaves the virtual machines running.
@@ -221,6 +249,9 @@ func (d *Driver) Changes() <-chan struct{} { return d.changes }
 func (d *Driver) recordEnd(e ended) {
 	p := e.process
 	reason := endReason(p.dir, e)
+	if d.groups.killedForMemory(p.ref) {
+		reason = "QEMU wanted more memory than its limit: " + reason
+	}
 	d.log.Info("vm process ended", "instance", p.ref.Instance, "generation", p.ref.Generation, "pid", p.pid, "reason", reason)
 	err := writeJSON(filepath.Join(p.dir, fileExit), exitRecord{Reason: reason, EndedAtUnixM: time.Now().UnixMilli()}, false)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // List works it out again from the log

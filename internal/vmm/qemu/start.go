@@ -50,6 +50,7 @@ func (d *Driver) Start(ctx context.Context, spec vmm.Spec) error {
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", ref, err)
 	}
+	d.limit(inc, p)
 	if err := d.settle(ctx, inc, p); err != nil {
 		// It must not run on unnoticed, also when the caller has gone.
 		killCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)

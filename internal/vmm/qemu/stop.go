@@ -108,6 +108,11 @@ func (d *Driver) Remove(ctx context.Context, ref vmm.Ref) error {
 	if err := d.killAll(ctx, inc); err != nil {
 		return fmt.Errorf("removing %s: %w", ref, err)
 	}
+	if d.limits {
+		if err := d.groups.remove(ref); err != nil {
+			return fmt.Errorf("removing %s: %w", ref, err)
+		}
+	}
 	uuid, err := newUUID()
 	if err != nil {
 		return err
