@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,8 +22,6 @@ const (
 	prepareTimeout = 15 * time.Minute
 	startTimeout   = 90 * time.Second
 	endTimeout     = 60 * time.Second // beside the grace
-	effectRest     = time.Second      // after one failed
-	killRest       = 250 * time.Millisecond
 )
 
 // job is an effect with all it needs of the agent's memory.
@@ -57,43 +56,20 @@ func (a *Agent) done(effects context.Context, ctx *context.Context, j job, bundl
 	l := a.locals[ref]
 	l.cancel(nil)
 	a.stale = true
-	switch kind {
-	case converge.Prepare:
-		l.bundle, l.Prepared = bundle, err == nil
-		if err != nil && !errors.Is(err, errEnding) {
-			l.Failure = err.Error()
-		}
-	case converge.Start:
-		if err != nil {
-			l.Failure = err.Error()
-		} else {
-			l.BootDeadlineMS = a.clock.nowMS() + a.o.BootTimeout.Milliseconds()
-		}
-	case converge.Stop, converge.Kill:
-		switch {
-		case errors.Is(err, errEnding):
-		case err != nil:
-			l.FailedStops++
-		default:
-			l.FailedStops = 0
-			if j.action.Blame {
-				l.Killed = j.action.Why
-			}
-		}
-	}
+	failure := ""
 	if err != nil {
-		rest := effectRest
-		if kind == converge.Kill {
-			rest = killRest
-		}
-		l.NotBeforeMS = a.clock.nowMS() + rest.Milliseconds()
+		failure = cmp.Or(err.Error(), "it failed")
 	}
+	if kind == converge.Prepare {
+		l.bundle = bundle
+	}
+	l.End(j.action, failure, errors.Is(err, errEnding), a.clock.nowMS(), a.o.BootTimeout.Milliseconds())
 	if l.then != nil {
 		then, l.then = l.then, nil
+		l.Begin(then.Kind, false)
 		*ctx, l.cancel = context.WithCancelCause(effects)
 		return then
 	}
-	l.Busy = converge.None
 	poke(a.wake)
 	return nil
 }
@@ -198,6 +174,9 @@ func (a *Agent) start(ctx context.Context, j job) error {
 	}
 	if j.guarded {
 		a.keepLease()
+		if a.tooLate() {
+			return errors.New(converge.TooLate)
+		}
 	}
 	if err := a.o.Driver.Start(ctx, spec); err != nil {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
@@ -212,6 +191,14 @@ func (a *Agent) start(ctx context.Context, j job) error {
 		a.keepLease()
 	}
 	return nil
+}
+
+// tooLate tells whether what may not outlast the lease must not be started any
+// more, by the lease as it is now.
+func (a *Agent) tooLate() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.clock.nowMS() >= a.lease.StartByMS()
 }
 
 // machineSpec is what the driver is to run, but for its network.

@@ -196,10 +196,8 @@ type Agent struct {
 	stale        bool // found has to be listed again
 	locals       map[converge.Ref]*local
 	attached     map[converge.Ref]network.Attachment
-	lease        converge.Lease
-	inTouch      bool
-	reportedMS   int64 // when the node's report was acknowledged last
-	leaseKept    bool  // the lease file names something
+	lease        converge.LeaseBook
+	leaseKept    bool // the lease file names something
 	pending      map[converge.Ref]*converge.Observation
 	ending       bool // no more effects begin
 
@@ -231,7 +229,7 @@ func New(o Options) (*Agent, error) {
 	a := &Agent{
 		o: o, log: o.Log.With("component", "agent"), clock: newClock(),
 		wake: make(chan struct{}, 1), reportWake: make(chan struct{}, 1), nodeWake: make(chan struct{}, 1), beatWake: make(chan struct{}, 1),
-		stale: true, locals: map[converge.Ref]*local{}, attached: map[converge.Ref]network.Attachment{}, pending: map[converge.Ref]*converge.Observation{},
+		lease: converge.LeaseBook{LengthMS: o.Lease.Milliseconds(), FenceMS: o.Limits.FenceMS}, stale: true, locals: map[converge.Ref]*local{}, attached: map[converge.Ref]network.Attachment{}, pending: map[converge.Ref]*converge.Observation{},
 	}
 	a.pauser, _ = o.Driver.(vmm.Pauser)
 	a.channels, _ = o.Driver.(vmm.Channels)
@@ -326,9 +324,14 @@ func (a *Agent) follow(ctx context.Context) {
 	for ctx.Err() == nil {
 		rows, index := a.o.Cluster.Assigned()
 		a.mu.Lock()
-		changed := !slices.Equal(rows, a.rows) || a.index < a.lease.Index && index >= a.lease.Index
+		more := a.lease.Seen(index)
+		changed := !slices.Equal(rows, a.rows) || more
 		a.rows, a.index = rows, index
+		keep := more && a.leaseKept
 		a.mu.Unlock()
+		if keep {
+			a.keepLease()
+		}
 		if changed {
 			poke(a.wake)
 		} else if !pause(ctx, atMostEvery) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -145,6 +146,25 @@ func TestWorkloadExit(t *testing.T) {
 		if n.phase(ref) != vmm.Exited {
 			t.Errorf("%s is %q: %q", ref, n.phase(ref), row.Message)
 		}
+	}
+}
+
+// A command that cannot be started fails its instance before it ever ran.
+func TestCommandNotStarted(t *testing.T) {
+	n := newNode(t, nil)
+	ref := n.cluster.place("web", 1, blixard.VMSpec{Command: []string{"/nosuch"}})
+	row := n.untilState(ref, blixard.Failed)
+	if want := blixard.CommandNotStarted + " (exit code 126): starting /nosuch: no such file or directory"; row.Message != want {
+		t.Errorf("it failed of %q, want %q", row.Message, want)
+	}
+	n.cluster.mu.Lock()
+	seen := slices.Clone(n.cluster.history[ref])
+	n.cluster.mu.Unlock()
+	if slices.Contains(seen, blixard.Running) {
+		t.Errorf("it went through %v", seen)
+	}
+	if n.phase(ref) != vmm.Exited {
+		t.Errorf("%s is %q", ref, n.phase(ref))
 	}
 }
 
@@ -498,7 +518,7 @@ func TestWatchdog(t *testing.T) {
 		if err := errors.Join(spared.Process.Kill()); err != nil {
 			t.Error(err)
 		}
-		spared.Wait() //nolint:errcheck // it was killed
+		spared.Wait() // it was killed
 	}()
 	ticks, err := startTicks(victim.Process.Pid)
 	if err != nil {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,9 +56,9 @@ func (a *Agent) heartbeat(ctx context.Context) {
 	case !ack.OK:
 		a.o.Metrics.heartbeats.WithLabelValues("refused").Inc()
 		a.mu.Lock()
-		pending := a.reportedMS == 0 || sent <= a.reportedMS // the leader had no report yet, and will have one
+		report := a.lease.Refused(sent)
 		a.mu.Unlock()
-		if !pending {
+		if report {
 			poke(a.nodeWake)
 		}
 	default:
@@ -71,19 +70,9 @@ func (a *Agent) heartbeat(ctx context.Context) {
 // acknowledged takes a lease that began when the heartbeat was sent.
 func (a *Agent) acknowledged(sentMS int64, ack Ack) {
 	a.mu.Lock()
-	until := sentMS + a.o.Lease.Milliseconds()
-	fresh := a.index >= a.lease.Index && a.clock.nowMS() < a.lease.UntilMS
-	if until > a.lease.UntilMS {
-		a.lease.UntilMS = until
-	}
-	// The index of a lease that was recalled is not known, and is no measure.
-	if a.lease.Index == math.MaxUint64 || ack.Index > a.lease.Index {
-		a.lease.Index = ack.Index
-	}
-	back := !a.inTouch
-	a.inTouch = true
+	back, plan := a.lease.Granted(sentMS, a.clock.nowMS(), ack.Index, a.index)
 	keep := a.guarded() || a.leaseKept
-	a.o.Metrics.leaseUntil.Set(float64(a.lease.UntilMS) / 1000)
+	a.o.Metrics.leaseUntil.Set(float64(a.lease.Lease().UntilMS) / 1000)
 	a.mu.Unlock()
 	if keep {
 		a.keepLease()
@@ -91,7 +80,7 @@ func (a *Agent) acknowledged(sentMS int64, ack Ack) {
 	if back {
 		a.log.Info("in touch with the leader", "event", "contact", "index", ack.Index)
 	}
-	if back || !fresh {
+	if plan {
 		poke(a.wake)
 	}
 }
@@ -99,10 +88,7 @@ func (a *Agent) acknowledged(sentMS int64, ack Ack) {
 // noticeSilence says once that the lease has run out.
 func (a *Agent) noticeSilence() {
 	a.mu.Lock()
-	lost := a.inTouch && a.clock.nowMS() >= a.lease.UntilMS
-	if lost {
-		a.inTouch = false
-	}
+	lost := a.lease.Silent(a.clock.nowMS())
 	a.mu.Unlock()
 	if lost {
 		a.log.Warn("lost touch with the leader: instances that stop on partition are stopped, others run on", "event", "silence")
@@ -151,9 +137,7 @@ func leasePath(dataDir string) string { return filepath.Join(dataDir, "lease.jso
 func (a *Agent) keepLease() {
 	a.mu.Lock()
 	now, boot := a.clock.nowMS(), bootTime().Milliseconds()
-	r := leaseRecord{Membership: a.o.Membership, BootID: bootID(), UntilMS: boot + a.lease.UntilMS - now}
-	// The daemon is given the first half of the time set apart.
-	r.KillMS = r.UntilMS - a.o.Limits.FenceMS/2
+	r := leaseRecord{Membership: a.o.Membership, BootID: bootID(), UntilMS: boot + a.lease.Lease().SureMS - now, KillMS: boot + a.lease.KillMS() - now}
 	for _, s := range a.found {
 		if s.Pid != 0 && hasLabel(s.Labels, labelStops) {
 			if ticks, err := startTicks(s.Pid); err == nil {
@@ -216,12 +200,8 @@ func readLease(dataDir string) (leaseRecord, error) {
 	return r, nil
 }
 
-// recallLease takes up the lease of a former daemon, as far as it goes: enough
-// to keep running what runs, never to start anything.
-//
-// A machine that was removed and has joined again is another member: what it
-// ran as the former one may run elsewhere by now, and no lease of the new one
-// covers it. It is ended before the first heartbeat.
+// recallLease takes up the lease of a former daemon, unless that was of another
+// member: then what it covered is ended.
 func (a *Agent) recallLease(ctx context.Context) error {
 	if err := os.MkdirAll(a.o.DataDir, 0o700); err != nil {
 		return fmt.Errorf("creating the agent's directory: %w", err)
@@ -232,13 +212,12 @@ func (a *Agent) recallLease(ctx context.Context) error {
 		a.log.Log(context.Background(), slog.LevelWarn, "the lease of the former daemon cannot be used", "event", "lease", "error", err)
 		return nil
 	}
-	if r.Membership != "" && r.Membership != a.o.Membership {
+	if converge.Void(r.Membership, a.o.Membership) {
 		return a.endFormer(ctx)
 	}
 	if r.UntilMS > 0 {
-		left := min(r.UntilMS-bootTime().Milliseconds(), a.o.Lease.Milliseconds())
 		a.mu.Lock()
-		a.lease = converge.Lease{UntilMS: a.clock.nowMS() + left, Index: math.MaxUint64}
+		a.lease.Recall(a.clock.nowMS(), r.UntilMS-bootTime().Milliseconds())
 		a.mu.Unlock()
 	}
 	return nil

@@ -198,11 +198,11 @@ func reopened(f *os.File, path string, offset int64) (*os.File, int64, error) {
 	}
 	now, err := os.Stat(path)
 	if err != nil || os.SameFile(old, now) {
-		return f, offset, nil // removed: what is open stays readable
+		return f, offset, nil //nolint:nilerr // removed: what is open stays readable
 	}
 	next, err := os.Open(path)
 	if err != nil {
-		return f, offset, nil
+		return f, offset, nil //nolint:nilerr // removed in between
 	}
 	if err := f.Close(); err != nil {
 		return next, 0, fmt.Errorf("closing the rotated log: %w", err)

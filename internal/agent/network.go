@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -146,9 +147,8 @@ func (a *Agent) withAttachments(ctx context.Context, found []vmm.Status) listing
 		a.log.Warn("listing what is on the network failed and is tried again", "event", "network", "error", err)
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		for ref, attachment := range a.attached { //order:any a copy
-			out.attached[ref] = attachment
-		}
+		//order:any a copy
+		maps.Copy(out.attached, a.attached)
 		return out
 	}
 	known := map[vmm.Ref]bool{}

@@ -33,7 +33,7 @@ func (a *Agent) nodeReports(ctx context.Context) {
 			if err = a.o.Cluster.ReportNode(ctx, report); err == nil {
 				told = &report
 				a.mu.Lock()
-				a.reportedMS = a.clock.nowMS()
+				a.lease.Reported(a.clock.nowMS())
 				a.mu.Unlock()
 				poke(a.beatWake) // the lease is given from now on
 				a.log.Info("reported the node", "event", "node", "capacity", report.Capacity, "hypervisors", report.Hypervisors, "acceleration", report.Acceleration)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -101,7 +100,7 @@ func (a *Agent) pass(ctx, effects context.Context) (wakeMS int64) {
 	defer a.mu.Unlock()
 	a.o.Metrics.plans.Inc()
 	in := converge.Input{
-		NowMS: a.clock.nowMS(), ViewIndex: a.index, Lease: a.lease, Rows: a.rows, Locals: locals, Limits: a.o.Limits,
+		NowMS: a.clock.nowMS(), ViewIndex: a.index, Lease: a.lease.Lease(), Rows: a.rows, Locals: locals, Limits: a.o.Limits,
 		Pauses: a.pauser != nil && a.capabilities.Pause, Acceleration: a.capabilities.Acceleration,
 	}
 	in.Found = make([]converge.Found, len(a.found))
@@ -215,7 +214,7 @@ func (a *Agent) begin(effects context.Context, actions []converge.Action) {
 		l := a.memory(act.Ref)
 		switch act.Kind {
 		case converge.Report:
-			l.Sent, l.SentIndex, l.SentMS = act.Observation, math.MaxUint64, a.clock.nowMS()
+			l.Tell(act.Observation, a.clock.nowMS())
 			a.pending[act.Ref] = act.Observation
 			reports = true
 		case converge.Configure:
@@ -242,10 +241,10 @@ func (a *Agent) beginEffect(effects context.Context, l *local, act converge.Acti
 	row := a.row(act.Ref)
 	if act.Kind == converge.Start {
 		assert.True(row != nil && l.bundle != nil, "%s without a row or an image", act)
-		l.StopsOnPartition = row.Spec.EffectiveOnPartition() == blixard.OnPartitionStop
 	}
 	ctx, cancel := context.WithCancelCause(effects)
-	l.Busy, l.cancel = act.Kind, cancel
+	l.Begin(act.Kind, row != nil && row.Spec.EffectiveOnPartition() == blixard.OnPartitionStop)
+	l.cancel = cancel
 	job := job{action: act, row: row, bundle: l.bundle, session: l.session, guarded: l.StopsOnPartition}
 	a.running.Go(func() { a.work(ctx, effects, job) })
 }
@@ -343,14 +342,8 @@ func (a *Agent) reported(refs []converge.Ref, items []converge.Observation, inde
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for i, ref := range refs {
-		l := a.locals[ref]
-		if l == nil || !l.Sent.Equal(&items[i]) {
-			continue
-		}
-		if err != nil {
-			l.Sent, l.SentIndex = nil, 0
-		} else {
-			l.SentIndex = index
+		if l := a.locals[ref]; l != nil {
+			l.Told(&items[i], index, err != nil)
 		}
 	}
 }

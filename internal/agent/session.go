@@ -162,13 +162,23 @@ func (a *Agent) talk(ctx context.Context, s *session, row *blixard.Instance, bun
 	if err != nil {
 		return fmt.Errorf("greeting the guest: %w", err)
 	}
-	defer client.Close() //nolint:errcheck // what ended it is known already
+	defer client.Close() // what ended it is known already
 	if err := a.configure(opening, client, row, bundle); err != nil {
 		if errors.Is(err, guest.ErrInvalid) || errors.Is(err, guest.ErrCommand) || errors.Is(err, guest.ErrConfigured) {
-			a.workloadEnded(s.ref, 126, err.Error()) // it would refuse for ever
+			a.workloadEnded(s.ref, converge.Exit{Code: 126, Reason: err.Error(), NotStarted: true}) // it would refuse for ever
 			<-ctx.Done()
 		}
 		return fmt.Errorf("configuring the guest: %w", err)
+	}
+	// A guest whose workload could not be started was never ready.
+	state, err := client.State(opening)
+	if err != nil {
+		return fmt.Errorf("asking the guest whether its workload was started: %w", err)
+	}
+	a.noteWorkload(s.ref, &state)
+	if state.Workload == guest.WorkloadFailed {
+		<-ctx.Done() // it is stopped
+		return ctx.Err()
 	}
 	s.set(client)
 	defer s.set(nil)
@@ -247,27 +257,32 @@ func (a *Agent) ask(ctx context.Context, s *session, client *guest.Client) error
 		}
 		a.event(slog.LevelDebug, s.ref, "clock", "set the guest's clock", "off", off)
 	}
-	switch state.Workload {
-	case guest.WorkloadExited:
-		a.workloadEnded(s.ref, state.ExitCode, state.Reason)
-	case guest.WorkloadFailed:
-		a.workloadEnded(s.ref, max(state.ExitCode, 126), state.Reason)
-	case guest.WorkloadNone, guest.WorkloadRunning:
-	}
+	a.noteWorkload(s.ref, &state)
 	return nil
 }
 
+// noteWorkload notices that a workload has ended, or never began.
+func (a *Agent) noteWorkload(ref converge.Ref, state *guest.State) {
+	switch state.Workload {
+	case guest.WorkloadExited:
+		a.workloadEnded(ref, converge.Exit{Code: state.ExitCode, Reason: state.Reason})
+	case guest.WorkloadFailed:
+		a.workloadEnded(ref, converge.Exit{Code: max(state.ExitCode, 126), Reason: state.Reason, NotStarted: true})
+	case guest.WorkloadNone, guest.WorkloadRunning:
+	}
+}
+
 // workloadEnded remembers how it ended; what follows is planned.
-func (a *Agent) workloadEnded(ref converge.Ref, code int, reason string) {
+func (a *Agent) workloadEnded(ref converge.Ref, exit converge.Exit) {
 	a.mu.Lock()
 	l := a.memory(ref)
 	first := l.Exit == nil
 	if first {
-		l.Exit = &converge.Exit{Code: code, Reason: reason}
+		l.Exit = &exit
 	}
 	a.mu.Unlock()
 	if first {
-		a.event(slog.LevelInfo, ref, "exit", "the workload ended", "exit_code", code, "reason", reason)
+		a.event(slog.LevelInfo, ref, "exit", "the workload ended", "exit_code", exit.Code, "reason", exit.Reason, "not_started", exit.NotStarted)
 		poke(a.wake)
 	}
 }

@@ -179,7 +179,7 @@ func (c *cluster) Heartbeat(context.Context) (Ack, error) {
 
 // guests answers the channels of the fake's virtual machines.
 type guests struct {
-	ctx  context.Context
+	ctx  context.Context //nolint:containedctx // of the test
 	wg   sync.WaitGroup
 	mu   sync.Mutex
 	byVM map[vmm.Ref]*pretend
@@ -208,7 +208,7 @@ func (g *guests) serve(machine func() *fake.Machine) func(vmm.Spec, net.Conn) {
 			g.byVM[spec.Ref] = p
 		}
 		if g.mute {
-			g.wg.Go(func() { io.Copy(io.Discard, conn) }) //nolint:errcheck // until it closes
+			g.wg.Go(func() { io.Copy(io.Discard, conn) }) // until it closes
 			return
 		}
 		ctx, cancel := context.WithCancel(g.ctx)
@@ -250,6 +250,9 @@ func (p *pretend) State(context.Context) (guest.State, error) {
 	s := guest.State{Workload: guest.WorkloadNone, ClockUnixNano: time.Now().Add(p.clock).UnixNano()}
 	if p.config != nil {
 		s.Configured, s.InstanceID, s.Generation, s.Workload = true, p.config.InstanceID, p.config.Generation, guest.WorkloadRunning
+	}
+	if p.config != nil && len(p.config.Command) > 0 && p.config.Command[0] == "/nosuch" {
+		s.Workload, s.Reason = guest.WorkloadFailed, "starting /nosuch: no such file or directory"
 	}
 	if p.exit != nil {
 		s.Workload, s.ExitCode = guest.WorkloadExited, *p.exit

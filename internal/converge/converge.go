@@ -18,7 +18,8 @@
 //     might show an incarnation that has been here and was removed.
 //   - An incarnation that stops on partition is started only while the lease
 //     has time left, and is killed FenceMS before the lease ends, whether its
-//     row is known or not.
+//     row is known or not. A lease counts for it only once the view is as new as
+//     that lease: it may have been given up before.
 //   - What has no row is removed only on a view at least as new as the last
 //     answer of the leader, while the lease lasts. What the driver does not
 //     list is never touched.
@@ -83,6 +84,8 @@ func (f *Found) alive() bool { return f != nil && (f.Phase == Running || f.Phase
 type Exit struct {
 	Code   int
 	Reason string
+	// NotStarted: it never ran, since it could not be started.
+	NotStarted bool
 }
 
 // Local is what the agent knows of an incarnation beside the driver. It is lost
@@ -132,6 +135,10 @@ type Lease struct {
 	// Index of the leader's state when it answered: a view that is as new shows
 	// everything the leader had decided by then.
 	Index uint64
+	// SureMS is when that lease ended, or ends, that was the newest of which the
+	// node has seen what the leader had decided by then. What the node runs may
+	// have been given up before a newer lease was given, so that is none for it.
+	SureMS int64
 }
 
 // Limits of a node.
@@ -164,7 +171,12 @@ type Input struct {
 func (in *Input) Fresh() bool { return in.NowMS < in.Lease.UntilMS && in.ViewIndex >= in.Lease.Index }
 
 // fenceMS is when what stops on partition has to be killed.
-func (in *Input) fenceMS() int64 { return in.Lease.UntilMS - in.Limits.FenceMS }
+func (in *Input) fenceMS() int64 {
+	if in.ViewIndex >= in.Lease.Index {
+		return in.Lease.UntilMS - in.Limits.FenceMS
+	}
+	return in.Lease.SureMS - in.Limits.FenceMS
+}
 
 // Kind says what an Action does.
 type Kind string

@@ -183,10 +183,15 @@ func (p *planner) one(e *entry) {
 // orphan removes what nobody knows or wants any more: an incarnation of a node
 // that was lost, or of a slot that was forgotten meanwhile.
 func (p *planner) orphan(e *entry) {
+	const why = "it does not belong to this node any more"
+	if busy := e.busy(); busy == Prepare || busy == Start {
+		// Its row was there and rows only go forward: it must not come up.
+		p.add(Action{Kind: Kill, Ref: e.ref, Why: why})
+		return
+	}
 	if e.found == nil || !p.in.Fresh() {
 		return
 	}
-	const why = "it does not belong to this node any more"
 	switch {
 	case !e.found.alive():
 		p.effect(Action{Kind: Remove, Ref: e.ref, Why: why}, e)
@@ -307,6 +312,8 @@ func outcome(e *entry) (blixard.InstanceState, string) {
 
 func exitOutcome(x *Exit) (blixard.InstanceState, string) {
 	switch {
+	case x.NotStarted:
+		return blixard.Failed, fmt.Sprintf("%s (exit code %d): %s", blixard.CommandNotStarted, x.Code, x.Reason)
 	case x.Code == 0 && x.Reason == "":
 		return blixard.Stopped, "the command ended"
 	case x.Code == 0:
@@ -328,7 +335,11 @@ func (p *planner) running(e *entry) {
 		return
 	case l != nil && l.Exit != nil:
 		_, why := exitOutcome(l.Exit)
-		p.stop(e, e.row.Spec.StopGraceMS, why, false)
+		grace := e.row.Spec.StopGraceMS
+		if l.Exit.NotStarted {
+			grace = 0 // there is nobody to say farewell to
+		}
+		p.stop(e, grace, why, false)
 		return
 	case ready || e.row.State == blixard.Running:
 		note := ""

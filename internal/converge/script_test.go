@@ -171,6 +171,8 @@ func readLocal(ref Ref, words []string) (Local, error) {
 			l.Attached = true
 		case "exit":
 			l.Exit = &Exit{Code: int(n)}
+		case "not-started":
+			l.Exit = &Exit{Code: 126, Reason: strings.ReplaceAll(value, "_", " "), NotStarted: true}
 		case "stops":
 			l.FailedStops = int(n)
 		case "not-before":

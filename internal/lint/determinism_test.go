@@ -15,7 +15,7 @@ import (
 // core is the deterministic part: the same inputs in the same order give the
 // same outputs, on every machine, so that replicas agree and a simulator can
 // replay what happened.
-var core = []string{".", "internal/assert", "internal/wire", "internal/state", "internal/schedule", "internal/control", "internal/converge", "internal/replica"}
+var core = []string{".", "internal/assert", "internal/wire", "internal/state", "internal/schedule", "internal/control", "internal/converge", "internal/replica", "internal/record"}
 
 // coreImports is all that the core may import besides our own packages, whose
 // turn is TestLayers'. None of it has a clock, chance, concurrency, environment

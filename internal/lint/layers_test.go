@@ -27,6 +27,7 @@ var layers = map[string]string{
 	"internal/control":  ". internal/assert internal/state internal/schedule",
 	"internal/converge": ". internal/assert",
 	"internal/replica":  ". internal/assert internal/state internal/control",
+	"internal/record":   ". internal/state internal/wire",
 	// 2: ports, and what both sides of one speak.
 	"internal/vmm":       ".",
 	"internal/network":   ".",
@@ -35,18 +36,19 @@ var layers = map[string]string{
 	"internal/guest":     ". internal/assert",
 	"internal/image":     ". internal/assert",
 	// 3: adapters. Each knows its own port and no other adapter.
-	"internal/vmm/*":          ". internal/assert internal/vmm",
-	"internal/network/*":      ". internal/assert internal/network",
-	"internal/raftlog/*":      ". internal/assert internal/raftlog",
-	"internal/transport/grpc": ". internal/assert internal/transport api/blixard/peer/v1 api/blixard/peer/v1/peerv1connect",
-	"api/blixard/v1":          ".",
-	"api/blixard/v1/*":        "api/blixard/v1",
-	"api/blixard/peer/v1":     "",
-	"api/blixard/peer/v1/*":   "api/blixard/peer/v1",
+	"internal/vmm/*":             ". internal/assert internal/vmm",
+	"internal/network/*":         ". internal/assert internal/network",
+	"internal/raftlog/*":         ". internal/assert internal/raftlog",
+	"internal/raftlog/wal/memfs": "internal/raftlog/wal",
+	"internal/transport/grpc":    ". internal/assert internal/transport api/blixard/peer/v1 api/blixard/peer/v1/peerv1connect",
+	"api/blixard/v1":             ".",
+	"api/blixard/v1/*":           "api/blixard/v1",
+	"api/blixard/peer/v1":        "",
+	"api/blixard/peer/v1/*":      "api/blixard/peer/v1",
 	// 4: shells. Goroutines, sockets, the wall clock.
 	"client":          ". api/blixard/v1 api/blixard/v1/blixardv1connect",
 	"internal/config": ".",
-	"internal/server": ". internal/assert internal/state internal/control internal/replica internal/raftlog internal/transport",
+	"internal/server": ". internal/assert internal/state internal/control internal/replica internal/record internal/raftlog internal/transport",
 	"internal/agent":  ". internal/assert internal/converge internal/vmm internal/network internal/guest internal/image",
 	// A node passes a request on to another one as any client would.
 	"internal/api": ". client internal/assert internal/state internal/schedule internal/guest api/blixard/v1 api/blixard/v1/blixardv1connect",
@@ -55,7 +57,9 @@ var layers = map[string]string{
 	// Tests: of the tree itself, of the programs as a whole, and what supports them.
 	"internal/lint":        "",
 	"internal/e2e":         "",
-	"internal/api/apitest": ". internal/api internal/guest internal/state",
+	"internal/api/apitest": ". internal/api internal/guest internal/record internal/state",
+	// The simulator drives the core with the real log on a disk in memory.
+	"internal/sim": ". internal/assert internal/state internal/schedule internal/control internal/converge internal/replica internal/record internal/raftlog internal/raftlog/wal internal/raftlog/wal/memfs",
 	// 5: wiring, the only place that names adapters.
 	"cmd/*": anything,
 }

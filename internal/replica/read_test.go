@@ -1,8 +1,11 @@
 package replica_test
 
 import (
+	"io"
+	"log"
 	"testing"
 
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
@@ -19,7 +22,7 @@ func TestReadAfterLostCommitIndex(t *testing.T) {
 	}
 	boot.HardState = &raftpb.HardState{Term: proto.Uint64(2), Vote: proto.Uint64(1), Commit: proto.Uint64(1)}
 	boot.Entries = []*raftpb.Entry{entry(2), entry(3), entry(4)}
-	r, err := replica.New(replica.Config{RaftID: 1, ElectionTicks: 10, HeartbeatTicks: 1, MaxVoters: 1, Control: control.Config{}, Logger: raftLogger{}}, boot)
+	r, err := replica.New(replica.Config{RaftID: 1, ElectionTicks: 10, HeartbeatTicks: 1, MaxVoters: 1, Control: control.Config{}, Logger: &raft.DefaultLogger{Logger: log.New(io.Discard, "", 0)}}, boot)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package replica
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -44,6 +45,9 @@ type Output struct {
 	Members bool
 	// Restored tells that the state was replaced: changes between are not known.
 	Restored bool
+	// NewLeader and NewTerm tell that Leader and Term differ from those after the
+	// last Advance. Set by Loop.
+	NewLeader, NewTerm bool
 }
 
 // ReadReady answers Read: a view at Index or later is linearizable.
@@ -58,11 +62,13 @@ func (r *Replica) HasReady() bool { return r.rn.HasReady() }
 // Ready returns the work. Advance must follow before the next call.
 func (r *Replica) Ready() Ready {
 	rd := r.rn.Ready()
-	out := Ready{Entries: rd.Entries, MustSync: rd.MustSync, rd: rd}
+	// A member that forgot in a crash that it was made a voter would not stand
+	// for election, though the others count on it.
+	out := Ready{Entries: rd.Entries, MustSync: rd.MustSync || slices.ContainsFunc(rd.CommittedEntries, isConfChange), rd: rd}
 	if !raft.IsEmptyHardState(rd.HardState) {
 		out.HardState = rd.HardState
 	}
-	if rd.MustSync && r.leader && r.ballotKept(rd.HardState) {
+	if out.MustSync && r.leader && r.ballotKept(rd.HardState) {
 		for _, m := range rd.Messages {
 			if m.GetType() == raftpb.MsgApp {
 				out.Early = append(out.Early, m)
@@ -79,6 +85,8 @@ func (r *Replica) Ready() Ready {
 	}
 	return out
 }
+
+func isConfChange(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }
 
 // ballotKept tells whether the term and the vote are durable already: a leader
 // that forgets them in a crash could vote for another one of its term.
@@ -232,7 +240,7 @@ func (r *Replica) reconcileMembers() {
 	case control.MemberRemove:
 		kind = raftpb.ConfChangeRemoveNode
 	}
-	cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: kind.Enum(), NodeId: proto.Uint64(change.RaftID)}}}
+	cc := &raftpb.ConfChangeV2{Changes: []*raftpb.ConfChangeSingle{{Type: kind.Enum(), NodeId: new(change.RaftID)}}}
 	if err := r.rn.ProposeConfChange(cc); err == nil {
 		r.confUntil = r.LastIndex() + 1
 	}

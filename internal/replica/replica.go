@@ -26,6 +26,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -104,14 +105,18 @@ type Replica struct {
 	ctlWakeMS  int64
 	ticks      int
 	confUntil  uint64 // a configuration change may be pending up to this index
+
+	raftLead    uint64           // whom raft takes for the leader
+	silentTicks int              // since it was heard
+	heardMS     map[uint64]int64 // when each member was heard last
 }
 
 // New makes a replica of what its log held.
 func New(cfg Config, boot Boot) (*Replica, error) {
-	r := &Replica{cfg: cfg, st: boot.State, conf: boot.Conf, ctl: control.New(cfg.Control)}
+	r := &Replica{cfg: cfg, st: boot.State, conf: boot.Conf, ctl: control.New(cfg.Control), heardMS: map[uint64]int64{}}
 	r.storage = &storage{MemoryStorage: raft.NewMemoryStorage(), r: r}
 	if boot.State.Index() > 0 {
-		meta := &raftpb.SnapshotMetadata{ConfState: boot.Conf, Index: proto.Uint64(boot.State.Index()), Term: proto.Uint64(boot.State.Term())}
+		meta := &raftpb.SnapshotMetadata{ConfState: boot.Conf, Index: new(boot.State.Index()), Term: new(boot.State.Term())}
 		if err := r.storage.ApplySnapshot(&raftpb.Snapshot{Metadata: meta}); err != nil {
 			return nil, fmt.Errorf("restoring the snapshot at %d: %w", boot.State.Index(), err)
 		}
@@ -145,6 +150,7 @@ func (r *Replica) SetNow(monoMS, wallMS int64) { r.nowMonoMS, r.nowWallMS = mono
 func (r *Replica) Tick() {
 	r.rn.Tick()
 	r.ticks++
+	r.silentTicks++
 	r.noteStatus()
 	if r.ruling && r.ticks%membershipTicks == 0 {
 		r.reconcileMembers()
@@ -163,7 +169,7 @@ func (r *Replica) Step(m *raftpb.Message) error {
 		return nil // too early to tell, see Read; who asks asks again
 	}
 	err := r.rn.Step(m)
-	r.noteStatus()
+	r.noteHeard(m)
 	return ignorable(err)
 }
 
@@ -177,7 +183,7 @@ func (r *Replica) StepSnapshot(m *raftpb.Message, s *state.State) error {
 	}
 	r.arrived = s
 	err := r.rn.Step(m)
-	r.noteStatus()
+	r.noteHeard(m)
 	return ignorable(err)
 }
 
@@ -193,6 +199,9 @@ func ignorable(err error) error {
 // Propose hands an entry (state.PackEntry) to the leader, wherever it is. An
 // entry on its way to another node may get lost without a word.
 func (r *Replica) Propose(entry []byte) error {
+	if r.lead == 0 && r.raftLead != 0 {
+		return fmt.Errorf("%w: the leader is silent", ErrDropped)
+	}
 	if err := r.rn.Propose(entry); err != nil {
 		return fmt.Errorf("%w: %w", ErrDropped, err)
 	}
@@ -295,11 +304,35 @@ func (r *Replica) FirstIndex() uint64 {
 	return first
 }
 
+// noteHeard notes who is there, and follows leadership.
+func (r *Replica) noteHeard(m *raftpb.Message) {
+	from := m.GetFrom()
+	if InConf(r.conf, from) {
+		r.heardMS[from] = r.nowMonoMS
+	}
+	r.noteStatus()
+	t := m.GetType()
+	leads := t == raftpb.MsgApp || t == raftpb.MsgHeartbeat || t == raftpb.MsgSnap
+	if leads && from == r.raftLead && m.GetTerm() == r.term && r.silentTicks > 0 {
+		r.silentTicks, r.lead = 0, r.raftLead
+	}
+}
+
+// Heard tells whether a member was heard within the last withinMS milliseconds;
+// of itself that is true. Who is no voter hears only leaders.
+func (r *Replica) Heard(raftID uint64, withinMS int64) bool {
+	at, ok := r.heardMS[raftID]
+	return raftID == r.cfg.RaftID || ok && r.nowMonoMS-at <= withinMS
+}
+
 // noteStatus follows leadership.
 func (r *Replica) noteStatus() {
 	s := r.rn.BasicStatus()
 	wasLeader, was := r.leader, r.term
-	r.leader, r.term, r.lead = s.RaftState == raft.StateLeader, s.HardState.GetTerm(), s.Lead
+	r.leader, r.term, r.lead, r.raftLead = s.RaftState == raft.StateLeader, s.HardState.GetTerm(), s.Lead, s.Lead
+	if !r.leader && r.silentTicks >= r.cfg.ElectionTicks && !slices.Contains(r.conf.GetVoters(), r.cfg.RaftID) {
+		r.lead = 0 // a voter would stand for election; who is none keeps raft's leader for ever
+	}
 	if r.leader != wasLeader || r.term != was {
 		if r.ruling {
 			r.ctl.Resign()
@@ -327,6 +360,6 @@ type storage struct {
 // the message, from the view at the same index.
 func (s *storage) Snapshot() (*raftpb.Snapshot, error) {
 	return &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
-		ConfState: s.r.conf, Index: proto.Uint64(s.r.st.Index()), Term: proto.Uint64(s.r.st.Term()),
+		ConfState: s.r.conf, Index: new(s.r.st.Index()), Term: new(s.r.st.Term()),
 	}}, nil
 }

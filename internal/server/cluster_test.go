@@ -43,6 +43,7 @@ type cluster struct {
 	made      int
 	members   map[blixard.NodeName]*member
 	threshold uint64
+	maxVoters int
 }
 
 type caller struct{ t *grpc.Transport }
@@ -57,7 +58,7 @@ func (c caller) Heartbeat(ctx context.Context, address string, node blixard.Node
 
 func newCluster(t testing.TB) *cluster {
 	// The directory is made first, so that it is removed after the members ended.
-	c := &cluster{t: t, dir: t.TempDir(), members: map[blixard.NodeName]*member{}, threshold: 1000}
+	c := &cluster{t: t, dir: t.TempDir(), members: map[blixard.NodeName]*member{}, threshold: 1000, maxVoters: 5}
 	t.Cleanup(func() {
 		for _, m := range c.members {
 			if m.stop != nil {
@@ -135,7 +136,7 @@ func (c *cluster) start(m *member) {
 		},
 	})
 	srv, err = server.New(server.Options{
-		Identity: id, Opened: opened, Transport: tr, Peers: caller{tr}, MaxVoters: 5, Tick: 20 * time.Millisecond, ElectionTicks: 10, SnapshotEntries: c.threshold,
+		Identity: id, Opened: opened, Transport: tr, Peers: caller{tr}, MaxVoters: c.maxVoters, Tick: 20 * time.Millisecond, ElectionTicks: 10, SnapshotEntries: c.threshold,
 		Control: control.Config{}, Log: slog.New(slog.NewTextHandler(logs(c.t), &slog.HandlerOptions{Level: slog.LevelInfo})),
 	})
 	if err != nil {

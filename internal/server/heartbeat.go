@@ -2,9 +2,9 @@ package server
 
 import (
 	"context"
-	"time"
 
 	"github.com/blixard/blixard"
+	"github.com/blixard/blixard/internal/replica"
 )
 
 // PeerCaller asks other nodes.
@@ -15,13 +15,7 @@ type PeerCaller interface {
 }
 
 // Grant is the leader's answer to a heartbeat.
-type Grant struct {
-	// OK: the lease is granted, counted from when the heartbeat was sent.
-	OK bool
-	// Index is the leader's applied index: a view as new as this knows
-	// everything that was decided about the node before.
-	Index uint64
-}
+type Grant = replica.Grant
 
 // Heartbeat renews the lease of this node's agent at the leader.
 func (s *Server) Heartbeat(ctx context.Context) (Grant, error) {
@@ -31,10 +25,10 @@ func (s *Server) Heartbeat(ctx context.Context) (Grant, error) {
 // HeartbeatOf renews the lease of a node whose agent works through this server.
 func (s *Server) HeartbeatOf(ctx context.Context, node blixard.NodeName, raftID uint64) (Grant, error) {
 	st := s.status.Load()
-	switch {
-	case st.leader == 0:
+	switch st.leader {
+	case 0:
 		return Grant{}, &blixard.Error{Code: blixard.CodeUnavailable, Message: "no leader is known"}
-	case st.leader == s.opt.Identity.RaftID:
+	case s.opt.Identity.RaftID:
 		return s.GrantLease(ctx, node, raftID)
 	}
 	n := s.View().NodeByRaftID(st.leader)
@@ -44,68 +38,26 @@ func (s *Server) HeartbeatOf(ctx context.Context, node blixard.NodeName, raftID 
 	return s.opt.Peers.Heartbeat(ctx, n.Address, node, raftID)
 }
 
-// GrantLease answers a heartbeat on the leader. Leadership is confirmed by a
-// majority after the heartbeat arrived: a leader that was deposed without
-// knowing it can extend no lease.
+// GrantLease answers a heartbeat on the leader, see replica.Loop.
 func (s *Server) GrantLease(ctx context.Context, node blixard.NodeName, raftID uint64) (Grant, error) {
-	if !s.status.Load().leads {
-		return Grant{}, &blixard.Error{Code: blixard.CodeUnavailable, Message: "this node does not lead"}
-	}
-	if _, err := s.ReadView(ctx); err != nil {
-		return Grant{}, err
-	}
-	result := make(chan Grant, 1)
-	ok := s.call(func() {
-		result <- Grant{OK: s.r.Heartbeat(node, raftID), Index: s.r.View().Index}
-	})
-	if !ok {
+	leads, granted := make(chan bool, 1), newWait[Grant]()
+	if !s.call(func() { leads <- s.loop.GrantLease(node, raftID, granted) }) {
 		return Grant{}, errStopped
 	}
-	select {
-	case g := <-result:
-		return g, nil
-	case <-s.done:
-		return Grant{}, errStopped
-	case <-ctx.Done():
-		return Grant{}, unavailable(ctx, "the heartbeat was not answered in time")
+	for {
+		select {
+		case ok := <-leads:
+			if !ok {
+				return Grant{}, &blixard.Error{Code: blixard.CodeUnavailable, Message: "this node does not lead"}
+			}
+			leads = nil // it will be answered
+		case g := <-granted.result:
+			return g, nil
+		case <-s.done:
+			return Grant{}, errStopped
+		case <-ctx.Done():
+			granted.left.Store(true)
+			return Grant{}, unavailable(ctx, "the heartbeat was not answered in time")
+		}
 	}
-}
-
-// A leader whose process has died is known to be dead at once: its port
-// refuses. Waiting out the election timeout would only cost time. So every
-// follower lets its raft clock catch up: first by a whole timeout (which also
-// ends the promise not to vote while the leader lives), then fast, spread by
-// raft's own jitter. Ticks are only a measure of time: this cannot break
-// safety, and a leader that lives after all is protected by pre-vote.
-const (
-	hurryDelay    = 25 * time.Millisecond // until every follower has noticed
-	hurryInterval = 12 * time.Millisecond
-	hurryFor      = 2 * time.Second
-)
-
-func (s *Server) peerGone(raftID uint64) {
-	s.r.Unreachable(raftID)
-	if raftID != s.r.Leader() || !s.hurryUntil.IsZero() {
-		return
-	}
-	s.log.Info("the leader's process is gone", "event", "leader_gone", "leader", s.nameOf(raftID))
-	now := time.Now()
-	s.hurryUntil, s.hurryFrom, s.hurryLeader = now.Add(hurryFor), now.Add(hurryDelay), raftID
-	s.hurryTicks = s.opt.ElectionTicks
-}
-
-func (s *Server) hurryTick(timer *time.Timer) {
-	if s.hurryUntil.IsZero() {
-		return
-	}
-	lead := s.r.Leader()
-	if lead != 0 && lead != s.hurryLeader || time.Now().After(s.hurryUntil) {
-		s.hurryUntil = time.Time{}
-		return
-	}
-	for range max(s.hurryTicks, 1) {
-		s.r.Tick()
-	}
-	s.hurryTicks = 1
-	timer.Reset(hurryInterval)
 }

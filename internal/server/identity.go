@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 
 	"go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/internal/raftlog"
@@ -159,7 +158,7 @@ func Prepare(id Identity, opened *raftlog.Opened) error {
 	}
 	boot := replica.NewCluster(id.RaftID)
 	view := boot.State.View()
-	meta := &raftpb.SnapshotMetadata{ConfState: boot.Conf, Index: proto.Uint64(view.Index), Term: proto.Uint64(view.Term)}
+	meta := &raftpb.SnapshotMetadata{ConfState: boot.Conf, Index: new(view.Index), Term: new(view.Term)}
 	if err := opened.Log.Install(meta, writeView(view)); err != nil {
 		return fmt.Errorf("beginning the log: %w", err)
 	}

@@ -5,7 +5,6 @@ import (
 	"io"
 
 	"go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/internal/raftlog"
@@ -92,7 +91,7 @@ func (r *Recovery) Carry(log raftlog.Log) error {
 	}
 	r.st.SetRaftRoles(r.st.Index()+1, term, []uint64{r.id.RaftID}, nil)
 	view := r.st.View()
-	meta := &raftpb.SnapshotMetadata{ConfState: &raftpb.ConfState{Voters: []uint64{r.id.RaftID}}, Index: proto.Uint64(view.Index), Term: proto.Uint64(term)}
+	meta := &raftpb.SnapshotMetadata{ConfState: &raftpb.ConfState{Voters: []uint64{r.id.RaftID}}, Index: new(view.Index), Term: new(term)}
 	if err := log.Install(meta, writeView(view)); err != nil {
 		return fmt.Errorf("making the recovered state durable: %w", err)
 	}

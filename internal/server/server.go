@@ -24,7 +24,6 @@ import (
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/internal/control"
@@ -38,12 +37,8 @@ import (
 const (
 	maxPending      = 16_384 // proposals that wait for their result
 	maxPendingBytes = 256 << 20
-	entryBytes      = 1 << 20 // of proposals packed into one raft entry
 	loopBatch       = 512
 	trailingEntries = 5_000 // kept in memory behind a snapshot, for followers that are a little behind
-	snapshotBytes   = 64 << 20
-	cheapSnapshot   = 4 << 20 // a state this small may be written as often as configured
-	resendAfter     = 2 * time.Second
 )
 
 // Options of a Server.
@@ -75,12 +70,13 @@ type Server struct {
 
 	messages  chan []*raftpb.Message
 	proposals chan *proposal
-	reads     chan *read
+	reads     chan *wait[*state.View]
 	calls     chan func()
 	done      chan struct{} // closed when the loop has ended
 
 	view   atomic.Pointer[state.View]
 	status atomic.Pointer[raftStatus]
+	base   atomic.Pointer[base]
 	hub    *hub
 
 	request      atomic.Uint64
@@ -88,22 +84,8 @@ type Server struct {
 	pendingBytes atomic.Int64
 
 	// Owned by the loop.
-	waiting       map[uint64]*proposal
-	fresh         []*proposal // taken, not yet handed to raft
-	round         *round      // the read round under way, nil if none
-	nextReads     []*read
-	readySeq      uint64
-	lastSnapshot  uint64
-	sinceBytes    int
-	stateBytes    int // of the newest snapshot written here
-	snapshotting  bool
-	afterSnapshot []func() // wait for the one being written
-	lastLead      uint64
-	lastTerm      uint64
-	hurryUntil    time.Time
-	hurryFrom     time.Time // the timer is to be set to this; zero: it is
-	hurryLeader   uint64
-	hurryTicks    int
+	loop          *replica.Loop
+	afterSnapshot []func()          // wait for the one being written
 	addresses     map[uint64]string // where members were last known to be
 	fatal         error
 	wg            sync.WaitGroup
@@ -115,6 +97,7 @@ type raftStatus struct {
 	leads              bool
 	applied, committed uint64
 	conf               *raftpb.ConfState
+	since              time.Time // when leader became what it is
 }
 
 // New makes the server of what the log held.
@@ -125,21 +108,23 @@ func New(opt Options) (*Server, error) {
 	}
 	s := &Server{
 		opt: opt, log: opt.Log.With("component", "consensus"), started: time.Now(),
-		messages: make(chan []*raftpb.Message, 1024), proposals: make(chan *proposal, maxPending), reads: make(chan *read, maxPending),
-		calls: make(chan func(), 1024), done: make(chan struct{}), waiting: map[uint64]*proposal{}, addresses: map[uint64]string{}, hub: newHub(),
+		messages: make(chan []*raftpb.Message, 1024), proposals: make(chan *proposal, maxPending), reads: make(chan *wait[*state.View], maxPending),
+		calls: make(chan func(), 1024), done: make(chan struct{}), addresses: map[uint64]string{}, hub: newHub(),
 	}
 	// Neither numbers nor read rounds of a former process of this node may be
 	// taken for this one's.
 	s.request.Store(opt.Identity.RaftID<<40 | rand.Uint64N(1<<39))
-	s.readySeq = rand.Uint64()
 	s.r, err = replica.New(replica.Config{
 		RaftID: opt.Identity.RaftID, ElectionTicks: opt.ElectionTicks, HeartbeatTicks: 1, MaxVoters: opt.MaxVoters, Control: opt.Control, Logger: raftLogger{s.log},
 	}, boot)
 	if err != nil {
 		return nil, err
 	}
-	s.lastSnapshot = boot.State.Index()
+	s.loop = replica.NewLoop(s.r, replica.LoopConfig{
+		TickMS: opt.Tick.Milliseconds(), ElectionTicks: opt.ElectionTicks, SnapshotEntries: opt.SnapshotEntries, TrailingEntries: trailingEntries, FirstRead: rand.Uint64(),
+	})
 	s.hub.reset(boot.State.Index())
+	s.base.Store(&base{boot.State.View(), boot.Conf})
 	s.publish(boot.State.Index())
 	return s, nil
 }
@@ -169,12 +154,11 @@ func (s *Server) Run(ctx context.Context) error {
 	defer tick.Stop()
 	hurry := time.NewTimer(time.Hour)
 	defer hurry.Stop()
+	hurryAt := int64(0) // what the timer is set to
 	s.now()
 	s.peersChanged()
-	if conf := s.r.ConfState(); len(conf.GetVoters()) == 1 && conf.GetVoters()[0] == s.opt.Identity.RaftID {
-		if err := s.r.Campaign(); err != nil { // alone: nobody to wait for
-			return fmt.Errorf("starting an election: %w", err)
-		}
+	if err := s.loop.Begin(); err != nil {
+		return err
 	}
 	if err := s.settle(); err != nil {
 		return err
@@ -186,21 +170,20 @@ func (s *Server) Run(ctx context.Context) error {
 			return s.fatal
 		case <-tick.C:
 			s.now()
-			s.r.Tick()
-			s.resend()
-			s.rereads()
+			s.loop.Tick()
 		case <-hurry.C:
 			s.now()
-			s.hurryTick(hurry)
+			s.loop.Wake()
+			hurryAt = 0
 		case m := <-s.messages:
 			s.now()
 			s.step(m)
 		case p := <-s.proposals:
 			s.now()
-			s.take(p)
+			s.loop.Propose(&p.Proposal)
 		case rd := <-s.reads:
 			s.now()
-			s.nextReads = append(s.nextReads, rd)
+			s.loop.Read(rd)
 		case f := <-s.calls:
 			s.now()
 			f()
@@ -210,9 +193,11 @@ func (s *Server) Run(ctx context.Context) error {
 			s.failAll()
 			return err
 		}
-		if !s.hurryFrom.IsZero() {
-			hurry.Reset(time.Until(s.hurryFrom))
-			s.hurryFrom = time.Time{}
+		if at := s.loop.WakeMS(); at != hurryAt {
+			hurryAt = at
+			if at != 0 {
+				hurry.Reset(time.Until(s.started.Add(time.Duration(at) * time.Millisecond)))
+			}
 		}
 	}
 }
@@ -220,7 +205,7 @@ func (s *Server) Run(ctx context.Context) error {
 // now tells the replica the time.
 func (s *Server) now() {
 	t := time.Now()
-	s.r.SetNow(t.Sub(s.started).Milliseconds(), t.UnixMilli())
+	s.loop.SetNow(t.Sub(s.started).Milliseconds(), t.UnixMilli())
 }
 
 // drain takes along what else has arrived, so that one write and one fsync
@@ -231,9 +216,9 @@ func (s *Server) drain() {
 		case m := <-s.messages:
 			s.step(m)
 		case p := <-s.proposals:
-			s.take(p)
+			s.loop.Propose(&p.Proposal)
 		case rd := <-s.reads:
-			s.nextReads = append(s.nextReads, rd)
+			s.loop.Read(rd)
 		case f := <-s.calls:
 			f()
 		default:
@@ -244,7 +229,7 @@ func (s *Server) drain() {
 
 func (s *Server) step(messages []*raftpb.Message) {
 	for _, m := range messages {
-		if err := s.r.Step(m); err != nil {
+		if err := s.loop.Step(m); err != nil {
 			s.log.Warn("raft refuses a message", "event", "message_refused", "type", m.GetType().String(), "from", m.GetFrom(), "error", err)
 		}
 	}
@@ -253,26 +238,24 @@ func (s *Server) step(messages []*raftpb.Message) {
 // settle proposes what was taken, and carries out what the replica says until
 // it has nothing more to say.
 func (s *Server) settle() error {
-	s.flush()
-	s.startRound()
-	for {
-		for s.r.HasReady() {
-			if err := s.ready(); err != nil {
-				return err
-			}
-		}
-		s.r.Control()
-		if !s.r.HasReady() {
-			break
+	for rd, ok := s.loop.Next(); ok; rd, ok = s.loop.Next() {
+		if err := s.ready(rd); err != nil {
+			return err
 		}
 	}
-	s.maybeSnapshot()
+	if st := s.status.Load(); st.leader != s.r.Leader() { // known from silence, not by a word of raft's
+		s.log.Info("the leader is out of touch", "event", "leader_silent", "leader", s.nameOf(st.leader), "raft_term", st.term)
+		s.publish(st.applied)
+	}
+	s.opt.Metrics.proposed(s.loop.Handed())
+	if s.loop.SnapshotDue() {
+		s.snapshot(nil)
+	}
 	return s.fatal
 }
 
 // ready carries out one Ready: persist, send, apply, answer.
-func (s *Server) ready() error {
-	rd := s.r.Ready()
+func (s *Server) ready(rd replica.Ready) error {
 	if len(rd.Early) > 0 {
 		s.opt.Transport.Send(rd.Early)
 	}
@@ -281,21 +264,19 @@ func (s *Server) ready() error {
 		if err := s.opt.Opened.Log.Install(rd.Snapshot, writeView(rd.Restored)); err != nil {
 			return fmt.Errorf("making a received snapshot durable: %w", err)
 		}
-		s.lastSnapshot, s.sinceBytes = rd.Snapshot.GetIndex(), 0
+		s.base.Store(&base{rd.Restored, rd.Snapshot.GetConfState()})
 	}
-	if rd.HardState != nil || len(rd.Entries) > 0 {
+	if rd.HardState != nil || len(rd.Entries) > 0 || rd.MustSync {
 		start := time.Now()
 		if err := s.opt.Opened.Log.Save(rd.HardState, rd.Entries, rd.MustSync); err != nil {
 			return fmt.Errorf("making log entries durable: %w", err)
 		}
 		s.opt.Metrics.saved(time.Since(start), len(rd.Entries))
-		for _, e := range rd.Entries {
-			s.sinceBytes += len(e.Data)
-		}
+		s.now() // a slow disk must not make leases look older than they are
 	}
 	s.send(rd.Messages)
 	start := time.Now()
-	out, err := s.r.Advance(rd)
+	out, err := s.loop.Advance(rd)
 	if err != nil {
 		return err
 	}
@@ -335,37 +316,30 @@ func (s *Server) finish(out replica.Output) {
 	} else {
 		s.hub.add(out.Applied, out.Changes)
 	}
-	for i := range out.Results {
-		res := &out.Results[i]
-		if p := s.waiting[res.Request]; p != nil {
-			s.answer(p, *res, nil)
-		}
-	}
-	for _, rr := range out.Reads {
-		s.readReady(rr)
-	}
-	s.serveReads(out.Applied)
+	s.loop.Answer(out)
 	if out.Members {
 		s.peersChanged()
 	}
-	lead, term := s.r.Leader(), s.r.Term()
-	if lead != s.lastLead || term != s.lastTerm {
-		if lead != s.lastLead {
+	if out.NewLeader || out.NewTerm {
+		lead, term := s.r.Leader(), s.r.Term()
+		if out.NewLeader {
 			s.log.Info("leader changed", "event", "leader_changed", "leader", s.nameOf(lead), "raft_term", term)
 		}
-		s.lastLead, s.lastTerm = lead, term
 		s.opt.Metrics.leader(lead == s.opt.Identity.RaftID, term)
-		s.leaderChanged()
-	} else if out.Restored {
-		s.leaderChanged()
 	}
 }
 
 func (s *Server) publish(applied uint64) {
 	v := s.r.View()
 	s.view.Store(v)
-	s.status.Store(&raftStatus{leader: s.r.Leader(), term: s.r.Term(), leads: s.r.Leads(), applied: max(applied, v.Index), committed: s.r.Committed(), conf: s.r.ConfState()})
-	s.opt.Metrics.progress(v, len(s.waiting))
+	now := &raftStatus{leader: s.r.Leader(), term: s.r.Term(), leads: s.r.Leads(), applied: max(applied, v.Index), committed: s.r.Committed(), conf: s.r.ConfState()}
+	if was := s.status.Load(); was != nil && was.leader == now.leader {
+		now.since = was.since
+	} else {
+		now.since = time.Now()
+	}
+	s.status.Store(now)
+	s.opt.Metrics.progress(v, s.loop.Waiting())
 }
 
 func (s *Server) nameOf(raftID uint64) string {
@@ -401,29 +375,20 @@ func (s *Server) peersChanged() {
 	s.opt.Transport.SetPeers(peers)
 }
 
-// InConf tells whether a raft ID is in the raft configuration in force here.
-func (s *Server) InConf(raftID uint64) bool {
-	conf := s.status.Load().conf
-	return slices.Contains(conf.GetVoters(), raftID) || slices.Contains(conf.GetLearners(), raftID) || slices.Contains(conf.GetVotersOutgoing(), raftID)
+// Known tells whether a raft ID is a member's, see replica.Known.
+func (s *Server) Known(raftID uint64) bool {
+	return replica.Known(s.View(), s.status.Load().conf, raftID)
 }
 
-// maybeSnapshot writes a snapshot in the background when the log has grown: by
-// as many entries as configured, and by twice as much as the last snapshot was
-// long, so that writing a large state stays a small part of all that is written.
-func (s *Server) maybeSnapshot() {
-	applied := s.r.View().Index
-	grown := applied-s.lastSnapshot >= s.opt.SnapshotEntries && (s.stateBytes < cheapSnapshot || s.sinceBytes >= 2*s.stateBytes)
-	if s.snapshotting || !grown && s.sinceBytes < snapshotBytes || applied == s.lastSnapshot {
-		return
-	}
-	s.snapshot(nil)
+// WasRemoved tells whether a raft ID was a member's and will never be again.
+func (s *Server) WasRemoved(raftID uint64) bool {
+	return replica.WasRemoved(s.View(), s.status.Load().conf, raftID)
 }
 
-// snapshot writes one of the applied state; done gets its index or the error.
+// snapshot writes one of the applied state in the background; done gets its
+// index or the error.
 func (s *Server) snapshot(done func(uint64, error)) {
-	view := s.r.View()
-	meta := &raftpb.SnapshotMetadata{ConfState: s.r.ConfState(), Index: proto.Uint64(view.Index), Term: proto.Uint64(view.Term)}
-	s.snapshotting, s.sinceBytes = true, 0
+	meta, view := s.loop.BeginSnapshot()
 	s.wg.Go(func() {
 		start := time.Now()
 		size := 0
@@ -431,12 +396,13 @@ func (s *Server) snapshot(done func(uint64, error)) {
 		err := s.opt.Opened.Log.WriteSnapshot(meta, func(w io.Writer) error { return write(&counting{w: w, n: &size}) })
 		s.opt.Metrics.snapshot(time.Since(start))
 		s.call(func() {
-			s.snapshotting = false
 			if err == nil {
-				s.stateBytes = size
-				s.lastSnapshot = max(s.lastSnapshot, view.Index) // one may have been installed meanwhile
-				err = s.compact(view.Index)
+				err = s.opt.Opened.Log.Compact(view.Index)
 			}
+			if err == nil && view.Index > s.base.Load().view.Index { // one may have been installed meanwhile
+				s.base.Store(&base{view, meta.GetConfState()})
+			}
+			err = errors.Join(err, s.loop.SnapshotEnded(view.Index, size, err == nil))
 			if err != nil {
 				s.fatal = fmt.Errorf("writing a snapshot at %d: %w", view.Index, err)
 			}
@@ -462,16 +428,6 @@ func (c *counting) Write(b []byte) (int, error) {
 	n, err := c.w.Write(b)
 	*c.n += n
 	return n, err
-}
-
-func (s *Server) compact(index uint64) error {
-	if err := s.opt.Opened.Log.Compact(index); err != nil {
-		return err
-	}
-	if index > trailingEntries && index-trailingEntries >= s.r.FirstIndex() {
-		return s.r.Compact(index - trailingEntries)
-	}
-	return nil
 }
 
 // call runs f in the loop; false if the loop has ended.
@@ -507,7 +463,13 @@ func (s *Server) Deliver(ctx context.Context, messages []*raftpb.Message) error 
 }
 
 // PeerGone implements transport.Handler.
-func (s *Server) PeerGone(raftID uint64) { s.call(func() { s.peerGone(raftID) }) }
+func (s *Server) PeerGone(raftID uint64) {
+	s.call(func() {
+		if s.loop.PeerGone(raftID) {
+			s.log.Info("the leader's process is gone", "event", "leader_gone", "leader", s.nameOf(raftID))
+		}
+	})
+}
 
 // Unreachable implements transport.Handler.
 func (s *Server) Unreachable(raftID uint64) { s.call(func() { s.r.Unreachable(raftID) }) }

@@ -15,6 +15,7 @@ import (
 )
 
 func (l late) Deliver(ctx context.Context, m []*raftpb.Message) error { return (*l.s).Deliver(ctx, m) }
+
 func (l late) DeliverSnapshot(ctx context.Context, m *raftpb.Message, r io.Reader) error {
 	return (*l.s).DeliverSnapshot(ctx, m, r)
 }

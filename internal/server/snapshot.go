@@ -60,11 +60,11 @@ func (s *Server) Snapshot(ctx context.Context) (uint64, error) {
 	result := make(chan outcome, 1)
 	var write func()
 	write = func() {
-		if s.snapshotting { // one that was begun earlier may be older than what the caller has seen
+		if s.loop.Snapshotting() { // one that was begun earlier may be older than what the caller has seen
 			s.afterSnapshot = append(s.afterSnapshot, write)
 			return
 		}
-		if at := s.r.View().Index; at == s.lastSnapshot {
+		if at := s.r.View().Index; at == s.loop.LastSnapshot() {
 			result <- outcome{index: at}
 			return
 		}

@@ -16,9 +16,10 @@ import (
 	"io"
 	"slices"
 
-	"github.com/blixard/blixard/internal/raftlog"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/blixard/blixard/internal/raftlog"
 )
 
 var (
@@ -123,7 +124,7 @@ func (d *Disk) Open() (raftlog.Opened, error) {
 		Entries:   copyEntries(m.entries),
 	}
 	if m.snapshot.meta != nil {
-		opened.Snapshot = proto.Clone(m.snapshot.meta).(*raftpb.SnapshotMetadata)
+		opened.Snapshot = proto.Clone(m.snapshot.meta).(*raftpb.SnapshotMetadata) //nolint:errcheck // a clone has its original's type
 		opened.LoadSnapshot = func(read func(io.Reader) error) error {
 			return read(bytes.NewReader(m.snapshot.data))
 		}
@@ -246,7 +247,7 @@ func (l *Log) store(meta *raftpb.SnapshotMetadata, write func(io.Writer) error, 
 		return err
 	}
 	d.sync()
-	s := snapshot{proto.Clone(meta).(*raftpb.SnapshotMetadata), data.Bytes()}
+	s := snapshot{proto.Clone(meta).(*raftpb.SnapshotMetadata), data.Bytes()} //nolint:errcheck // as above
 	d.current.take(s)
 	d.durable.take(s)
 	return nil

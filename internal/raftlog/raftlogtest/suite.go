@@ -10,9 +10,10 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/blixard/blixard/internal/raftlog"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/blixard/blixard/internal/raftlog"
 )
 
 // Store is a place for one log that survives crashes.
@@ -65,7 +66,7 @@ func Entries(term, first, last uint64) []*raftpb.Entry {
 	var out []*raftpb.Entry
 	for i := first; i <= last; i++ {
 		out = append(out, &raftpb.Entry{
-			Index: proto.Uint64(i), Term: proto.Uint64(term),
+			Index: new(i), Term: new(term),
 			Data: fmt.Appendf(nil, "entry %d of term %d", i, term),
 		})
 	}
@@ -81,7 +82,7 @@ func HardState(term, vote, commit uint64) *raftpb.HardState {
 func Meta(term, index uint64) *raftpb.SnapshotMetadata {
 	return &raftpb.SnapshotMetadata{
 		Index: &index, Term: &term,
-		ConfState: &raftpb.ConfState{Voters: []uint64{1, 2}, Learners: []uint64{3}, AutoLeave: proto.Bool(false)},
+		ConfState: &raftpb.ConfState{Voters: []uint64{1, 2}, Learners: []uint64{3}, AutoLeave: new(false)},
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/blixard/blixard/internal/raftlog"
 	"github.com/blixard/blixard/internal/raftlog/raftlogtest"
 	"github.com/blixard/blixard/internal/raftlog/wal"
+	"github.com/blixard/blixard/internal/raftlog/wal/memfs"
 )
 
 // TestCrashAnywhere: before every single change to the file system, whatever
@@ -25,16 +26,16 @@ func TestCrashAnywhere(t *testing.T) {
 	for seed := range seeds {
 		m := newModel(seed)
 		crashes := rand.New(rand.NewPCG(seed, 2))
-		var crash func(fs *memFS, op string, depth int)
-		crash = func(fs *memFS, op string, depth int) {
-			for kind := range survivorKinds {
-				image := fs.crash(crashes, kind)
-				after := image.crash(crashes, surviveAll)
+		var crash func(fs *memfs.FS, op string, depth int)
+		crash = func(fs *memfs.FS, op string, depth int) {
+			for kind := range memfs.Kinds {
+				image := fs.Crash(crashes, kind)
+				after := image.Crash(crashes, memfs.All)
 				if depth < 1 && crashes.IntN(10) == 0 {
-					after.hook = func(op string) { crash(after, "recovery, "+op, depth+1) }
+					after.Hook = func(op string) { crash(after, "recovery, "+op, depth+1) }
 				}
 				opened, err := m.check(after)
-				after.hook = nil
+				after.Hook = nil
 				if err != nil {
 					t.Fatalf("seed %d: crash before %s (survivors %d): %v\nhistory:\n%s", seed, op, kind, err, strings.Join(m.trace, "\n"))
 				}
@@ -44,7 +45,7 @@ func TestCrashAnywhere(t *testing.T) {
 				goOn(t, after, opened)
 			}
 		}
-		m.fs.hook = func(op string) { crash(m.fs, op, 0) }
+		m.fs.Hook = func(op string) { crash(m.fs, op, 0) }
 		if err := m.open(); err != nil {
 			t.Fatal(err)
 		}
@@ -61,13 +62,13 @@ func TestCrashAnywhere(t *testing.T) {
 
 // goOn checks that a recovered log takes another entry and keeps it, and that
 // what was repaired is not repaired again.
-func goOn(t *testing.T, fs *memFS, opened raftlog.Opened) {
+func goOn(t *testing.T, fs *memfs.FS, opened raftlog.Opened) {
 	t.Helper()
 	next := opened.Snapshot.GetIndex() + uint64(len(opened.Entries)) + 1
 	if err := opened.Log.Save(nil, raftlogtest.Entries(99, next, next), true); err != nil {
 		t.Fatalf("saving after recovery: %v", err)
 	}
-	again, err := wal.Open(fs.crash(rand.New(rand.NewPCG(1, 1)), surviveNone), dir, options())
+	again, err := wal.Open(fs.Crash(rand.New(rand.NewPCG(1, 1)), memfs.None), dir, options())
 	if err != nil {
 		t.Fatalf("opening once more: %v", err)
 	}
@@ -98,7 +99,7 @@ func TestBitFlips(t *testing.T) {
 		next := m.now
 		next.term, next.entries = max(next.term, 1), nil
 		zeros := raftlogtest.Entries(next.term, m.now.last()+1, m.now.last()+1)
-		zeros[0].Data = make([]byte, 3*sector)
+		zeros[0].Data = make([]byte, 3*memfs.Sector)
 		next.entries = append(append(next.entries, m.now.entries...), zeros...)
 		m.terms[zeros[0].GetIndex()], m.data[zeros[0].GetIndex()] = next.term, zeros[0].Data
 		if err := m.call(next, true, "zeros", func() error { return m.log.Save(nil, zeros, true) }); err != nil {
@@ -107,10 +108,8 @@ func TestBitFlips(t *testing.T) {
 		m.now.term, m.now.vote = hardStateOf(t, m)
 		rng := rand.New(rand.NewPCG(seed, 3))
 		for _, f := range flips(m.fs, rng) {
-			image := m.fs.crash(rng, surviveAll)
-			node := image.names[f.name]
-			node.data[f.bit/8] ^= 1 << (f.bit % 8)
-			node.disk[f.bit/8] ^= 1 << (f.bit % 8)
+			image := m.fs.Crash(rng, memfs.All)
+			image.Flip(f.name, f.bit)
 			opened, err := wal.Open(image, dir, options())
 			switch {
 			case errors.Is(err, raftlog.ErrCorrupt):
@@ -143,7 +142,7 @@ func TestBitFlips(t *testing.T) {
 
 func hardStateOf(t *testing.T, m *model) (term, vote uint64) {
 	t.Helper()
-	opened, err := wal.Open(m.fs.crash(m.rng, surviveAll), dir, options())
+	opened, err := wal.Open(m.fs.Crash(m.rng, memfs.All), dir, options())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,11 +155,11 @@ type flip struct {
 }
 
 // flips are random bits of every file, and every few of the last segment.
-func flips(fs *memFS, rng *rand.Rand) []flip {
+func flips(fs *memfs.FS, rng *rand.Rand) []flip {
 	var out []flip
 	last := ""
-	for _, name := range sortedKeys(fs.names) {
-		if n := len(fs.names[name].data); n > 0 {
+	for _, name := range fs.Names() {
+		if n := fs.Size(name); n > 0 {
 			for range 80 {
 				out = append(out, flip{name, rng.IntN(8 * n)})
 			}
@@ -169,7 +168,7 @@ func flips(fs *memFS, rng *rand.Rand) []flip {
 			last = name
 		}
 	}
-	for bit := rng.IntN(97); bit < 8*len(fs.names[last].data); bit += 97 {
+	for bit := rng.IntN(97); bit < 8*fs.Size(last); bit += 97 {
 		out = append(out, flip{last, bit})
 	}
 	return out
@@ -185,7 +184,7 @@ func TestFaults(t *testing.T) {
 			for at := 0; ; at++ {
 				m := newModel(200 + seed)
 				count, failed := 0, ""
-				m.fs.fault = func(op string) error {
+				m.fs.Fault = func(op string) error {
 					count++
 					if count-1 != at {
 						return nil
@@ -212,7 +211,7 @@ func TestFaults(t *testing.T) {
 				// The next process may find what never got to disk in the page
 				// cache, go on from it, and then lose power.
 				restarted := m.fs
-				restarted.fault, restarted.locked = nil, map[string]bool{}
+				restarted.Reboot()
 				if opened, err := m.check(restarted); err != nil {
 					t.Fatalf("seed %d: after %s failed: %v\n%s", seed, failed, err, strings.Join(m.trace, "\n"))
 				} else {
@@ -235,8 +234,8 @@ func TestFaults(t *testing.T) {
 // TestFullDisk: the log ends with a clear error, and goes on after space was
 // made, with all that was acknowledged.
 func TestFullDisk(t *testing.T) {
-	fs := newMemFS()
-	fs.space = 40 * sector
+	fs := memfs.New()
+	fs.Space = 40 * memfs.Sector
 	opened, err := wal.Open(fs, dir, options())
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +263,7 @@ func TestFullDisk(t *testing.T) {
 	if err := opened.Log.Close(); err != nil {
 		t.Fatal(err)
 	}
-	fs.space = 0
+	fs.Space = 0
 	opened, err = wal.Open(fs, dir, options())
 	if err != nil {
 		t.Fatal(err)

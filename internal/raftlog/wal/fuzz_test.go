@@ -3,11 +3,13 @@ package wal
 import (
 	"errors"
 	"path/filepath"
+	"slices"
 	"testing"
 
-	"github.com/blixard/blixard/internal/raftlog"
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/blixard/blixard/internal/raftlog"
 )
 
 // unsyncedFS makes fuzzing fast.
@@ -49,10 +51,10 @@ func FuzzOpen(f *testing.F) {
 		b := head
 		switch mode % 3 {
 		case 0:
-			b = append(b[:len(b):len(b)], data...)
+			b = append(slices.Clip(b), data...)
 		case 1:
 			framed, _ := appendFrame(nil, data, chain)
-			b = append(b[:len(b):len(b)], framed...)
+			b = append(slices.Clip(b), framed...)
 		default: // a start of any content
 			b, _ = appendFrame(nil, data, 0)
 		}

@@ -8,11 +8,13 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/blixard/blixard/internal/raftlog"
 	"github.com/blixard/blixard/internal/raftlog/raftlogtest"
 	"github.com/blixard/blixard/internal/raftlog/wal"
-	"go.etcd.io/raft/v3/raftpb"
-	"google.golang.org/protobuf/proto"
+	"github.com/blixard/blixard/internal/raftlog/wal/memfs"
 )
 
 const dir = "/raft"
@@ -33,7 +35,7 @@ func (s state) String() string {
 // model drives a log through a random history and knows what must survive.
 type model struct {
 	rng *rand.Rand
-	fs  *memFS
+	fs  *memfs.FS
 	log raftlog.Log
 	now state
 	// possible are the states a crash may lead to: the last acknowledged one
@@ -46,12 +48,12 @@ type model struct {
 
 func newModel(seed uint64) *model {
 	return &model{
-		rng: rand.New(rand.NewPCG(seed, 1)), fs: newMemFS(),
+		rng: rand.New(rand.NewPCG(seed, 1)), fs: memfs.New(),
 		terms: map[uint64]uint64{}, data: map[uint64][]byte{}, possible: []state{{}},
 	}
 }
 
-func options() wal.Options { return wal.Options{SegmentBytes: 12 * sector} }
+func options() wal.Options { return wal.Options{SegmentBytes: 12 * memfs.Sector} }
 
 func (m *model) open() error {
 	opened, err := wal.Open(m.fs, dir, options())
@@ -126,7 +128,7 @@ func (m *model) save(next state) error {
 		next.entries = next.entries[:from-next.snapIndex-1]
 		for i := range uint64(n) {
 			entries = append(entries, &raftpb.Entry{
-				Index: proto.Uint64(from + i), Term: proto.Uint64(next.term), Data: m.bytes(),
+				Index: new(from + i), Term: new(next.term), Data: m.bytes(),
 			})
 		}
 		next.entries = append(next.entries, entries...)
@@ -159,7 +161,7 @@ func (m *model) bytes() []byte {
 func (m *model) install(next state) error {
 	index := next.commit + 1 + m.rng.Uint64N(20)
 	next.term = max(next.term, 1)
-	term := next.term
+	var term uint64
 	if keep := index <= next.last() && index > next.snapIndex; keep && m.rng.IntN(2) == 0 {
 		term = next.entries[index-next.snapIndex-1].GetTerm()
 		next.entries = next.entries[index-next.snapIndex:]
@@ -189,7 +191,7 @@ func (m *model) call(next state, sync bool, what string, run func() error) error
 }
 
 // check opens what a crash left and compares it with the possible states.
-func (m *model) check(fsys *memFS) (raftlog.Opened, error) {
+func (m *model) check(fsys *memfs.FS) (raftlog.Opened, error) {
 	opened, err := wal.Open(fsys, dir, options())
 	if err != nil {
 		return opened, err

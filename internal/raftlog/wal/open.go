@@ -8,8 +8,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/blixard/blixard/internal/raftlog"
 	"go.etcd.io/raft/v3/raftpb"
+
+	"github.com/blixard/blixard/internal/raftlog"
 )
 
 const wayOut = "this node's copy is damaged, and nothing was changed; to get a new one from the other nodes, make a token there with " +
@@ -222,7 +223,7 @@ func (r *replay) load(name string, limit int64) (size int64, err error) {
 		r.buf = make([]byte, want)
 	}
 	r.buf = r.buf[:want]
-	if n, err := f.ReadAt(r.buf, 0); err != nil && (err != io.EOF || int64(n) < want) {
+	if n, err := f.ReadAt(r.buf, 0); err != nil && (!errors.Is(err, io.EOF) || int64(n) < want) {
 		return 0, fmt.Errorf("reading segment: %w", err)
 	}
 	return size, nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -82,9 +83,9 @@ type termRun struct{ first, term uint64 }
 
 // at is the term of index, which must not be beyond the log's last.
 func (r termRuns) at(index uint64) (term uint64, known bool) {
-	for i := len(r) - 1; i >= 0; i-- {
-		if r[i].first <= index {
-			return r[i].term, true
+	for _, v := range slices.Backward(r) {
+		if v.first <= index {
+			return v.term, true
 		}
 	}
 	return 0, false

@@ -15,10 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/blixard/blixard/internal/raftlog"
 	"github.com/blixard/blixard/internal/raftlog/raftlogtest"
 	"github.com/blixard/blixard/internal/raftlog/wal"
-	"golang.org/x/sys/unix"
+	"github.com/blixard/blixard/internal/raftlog/wal/memfs"
 )
 
 // writerDir, in the environment, makes the test binary the writer of
@@ -35,11 +37,11 @@ func TestMain(m *testing.M) {
 }
 
 // memStore runs the suite on memory, where a crash loses what was not synced.
-type memStore struct{ fs *memFS }
+type memStore struct{ fs *memfs.FS }
 
 func (s *memStore) Open() (raftlog.Opened, error) { return wal.Open(s.fs, dir, options()) }
-func (s *memStore) Crash()                        { s.fs = s.fs.crash(rand.New(rand.NewPCG(1, 1)), surviveNone) }
-func (s *memStore) Fail(err error)                { s.fs.fault = func(string) error { return err } }
+func (s *memStore) Crash()                        { s.fs = s.fs.Crash(rand.New(rand.NewPCG(1, 1)), memfs.None) }
+func (s *memStore) Fail(err error)                { s.fs.Fault = func(string) error { return err } }
 
 // diskStore runs it on the machine's disk. A crash is that of the process: the
 // files as they are go to a new directory.
@@ -98,7 +100,7 @@ func (f failingFile) Sync() error { return errors.Join(f.fs.err, f.File.Sync()) 
 
 func TestSuite(t *testing.T) {
 	t.Run("memory", func(t *testing.T) {
-		raftlogtest.Suite(t, func(*testing.T) raftlogtest.Store { return &memStore{newMemFS()} })
+		raftlogtest.Suite(t, func(*testing.T) raftlogtest.Store { return &memStore{memfs.New()} })
 	})
 	t.Run("disk", func(t *testing.T) {
 		raftlogtest.Suite(t, func(t *testing.T) raftlogtest.Store {
@@ -240,8 +242,8 @@ func asNobody(t *testing.T, f func()) {
 
 // TestMissingFiles: a segment or snapshot that someone took away is missed.
 func TestMissingFiles(t *testing.T) {
-	build := func() *memFS {
-		fs := newMemFS()
+	build := func() *memfs.FS {
+		fs := memfs.New()
 		opened, err := wal.Open(fs, dir, options())
 		if err != nil {
 			t.Fatal(err)
@@ -257,15 +259,15 @@ func TestMissingFiles(t *testing.T) {
 		if err := opened.Log.Compact(30); err != nil {
 			t.Fatal(err)
 		}
-		return fs.crash(rand.New(rand.NewPCG(1, 1)), surviveNone)
+		return fs.Crash(rand.New(rand.NewPCG(1, 1)), memfs.None)
 	}
-	names := sortedKeys(build().names)
+	names := build().Names()
 	for _, name := range names {
 		if filepath.Base(name) == "LOCK" {
 			continue
 		}
 		fs := build()
-		delete(fs.names, name)
+		fs.Delete(name)
 		if _, err := wal.Open(fs, dir, options()); !errors.Is(err, raftlog.ErrCorrupt) {
 			t.Errorf("without %s of %v, Open answers %v", name, names, err)
 		}
@@ -309,7 +311,7 @@ func TestSnapshotBesideSaves(t *testing.T) {
 }
 
 func TestSaveDoesNotAllocate(t *testing.T) {
-	opened, err := wal.Open(newMemFS(), dir, wal.Options{})
+	opened, err := wal.Open(memfs.New(), dir, wal.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

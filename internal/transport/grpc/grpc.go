@@ -37,11 +37,17 @@ const (
 	maxBackoff     = 500 * time.Millisecond
 	snapshotWithin = 10 * time.Minute
 	maxSnapshots   = 2 // under way at once, sending
+	maxTold        = 64
+
+	addressHeader = "Blixard-Address"
 )
 
 // Options of a Transport.
 type Options struct {
 	RaftID uint64
+	// Address is where this node can be reached; it is told with every stream, so
+	// that a peer that is behind and has not heard of this node can answer.
+	Address string
 	// Secret is sent as bearer token with every call, and expected of callers by
 	// whoever mounts the handler.
 	Secret  string
@@ -65,7 +71,8 @@ type Transport struct {
 
 	mu    sync.Mutex
 	peers map[uint64]*peer
-	ctx   context.Context //nolint:containedctx // the life of the peers' goroutines, set by Run
+	told  map[uint64]string // addresses of callers that SetPeers did not name
+	ctx   context.Context   //nolint:containedctx // the life of the peers' goroutines, set by Run
 	wg    sync.WaitGroup
 	snaps chan struct{}
 }
@@ -75,7 +82,7 @@ func New(opt Options) *Transport {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	return &Transport{
-		opt: opt, peers: map[uint64]*peer{}, snaps: make(chan struct{}, maxSnapshots),
+		opt: opt, peers: map[uint64]*peer{}, told: map[uint64]string{}, snaps: make(chan struct{}, maxSnapshots),
 		http: &http.Client{Transport: &http.Transport{
 			Protocols: protocols, DialContext: (&net.Dialer{Timeout: dialTimeout, KeepAlive: 5 * time.Second}).DialContext,
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 3 * time.Second, PingTimeout: 3 * time.Second, MaxReadFrameSize: 1 << 20},
@@ -116,6 +123,13 @@ func (t *Transport) SetPeers(peers []transport.Peer) {
 			want[p.RaftID] = p.Address
 		}
 	}
+	for id, address := range t.told {
+		if _, named := want[id]; named || t.opt.Removed != nil && t.opt.Removed(id) {
+			delete(t.told, id)
+		} else {
+			want[id] = address
+		}
+	}
 	for id, p := range t.peers {
 		if want[id] != p.address {
 			p.stop()
@@ -124,13 +138,35 @@ func (t *Transport) SetPeers(peers []transport.Peer) {
 	}
 	for id, address := range want {
 		if t.peers[id] == nil {
-			p := &peer{t: t, id: id, address: address, queue: make(chan *raftpb.Message, queueMessages), done: make(chan struct{})}
-			t.peers[id] = p
-			if t.ctx != nil {
-				t.start(p)
-			}
+			t.add(id, address)
 		}
 	}
+}
+
+func (t *Transport) add(id uint64, address string) { // with t.mu
+	p := &peer{t: t, id: id, address: address, queue: make(chan *raftpb.Message, queueMessages), done: make(chan struct{})}
+	t.peers[id] = p
+	if t.ctx != nil {
+		t.start(p)
+	}
+}
+
+// learn takes the address of a caller that was not named yet.
+func (t *Transport) learn(id uint64, address string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.peers[id]
+	if _, _, err := net.SplitHostPort(address); err != nil || id == t.opt.RaftID || len(t.told) >= maxTold || t.ctx == nil || t.ctx.Err() != nil {
+		return
+	}
+	if p != nil {
+		if t.told[id] == "" || p.address == address {
+			return // SetPeers knows better
+		}
+		p.stop()
+	}
+	t.told[id] = address
+	t.add(id, address)
 }
 
 func (t *Transport) start(p *peer) { // with t.mu
@@ -187,12 +223,14 @@ func (t *Transport) Client(address string) *connect.Client {
 // authorize adds the cluster's secret to a call.
 func (t *Transport) authorize(next connect.ClientFunc) connect.ClientFunc {
 	return func(ctx context.Context, spec connect.Spec) (connect.ClientStream, error) {
-		if info, ok := connect.CallInfoForClientContext(ctx); ok {
-			info.RequestHeader().Set("Authorization", "Bearer "+t.opt.Secret)
-			return next(ctx, spec)
+		info, ok := connect.CallInfoForClientContext(ctx)
+		if !ok {
+			ctx, info = connect.NewClientContext(ctx)
 		}
-		ctx, info := connect.NewClientContext(ctx)
 		info.RequestHeader().Set("Authorization", "Bearer "+t.opt.Secret)
+		if t.opt.Address != "" {
+			info.RequestHeader().Set(addressHeader, t.opt.Address)
+		}
 		return next(ctx, spec)
 	}
 }

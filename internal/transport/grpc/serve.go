@@ -41,7 +41,7 @@ func (s *service) check(from uint64) error {
 
 // Raft takes one peer's messages until its stream ends.
 func (s *service) Raft(ctx context.Context, stream peerv1connect.PeerServiceRaftServerStream) error {
-	from := uint64(0)
+	from, learned := uint64(0), false
 	for {
 		req, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
@@ -57,6 +57,12 @@ func (s *service) Raft(ctx context.Context, stream peerv1connect.PeerServiceRaft
 		}
 		if err := s.check(from); err != nil {
 			return err
+		}
+		if !learned {
+			learned = true
+			if info, ok := connect.CallInfoForServerContext(ctx); ok {
+				s.t.learn(from, info.RequestHeader().Get(addressHeader))
+			}
 		}
 		messages := make([]*raftpb.Message, 0, len(req.GetMessages()))
 		for _, b := range req.GetMessages() {

@@ -1,4 +1,13 @@
-package wal_test
+// Package memfs is a file system in memory for the log of package wal that
+// knows what of it is durable: crashes, faults and damage can be had at will. It
+// is for tests of that log and for the simulator, which runs the real log on it.
+//
+// Ownership: an FS belongs to one goroutine. It draws lots only from the source
+// it is given, and reads no clock.
+//
+// Order: what Crash leaves of unsynced changes are whole sectors and whole
+// directory changes, chosen as asked; what was synced is always there.
+package memfs
 
 import (
 	"fmt"
@@ -13,17 +22,20 @@ import (
 	"github.com/blixard/blixard/internal/raftlog/wal"
 )
 
-// memFS is a file system in memory that knows what of it is durable. Every
-// change has a name ("wal.write", "snap.rename", "dir.sync", …) under which it
-// can be told to fail, and is announced to hook before it happens.
-type memFS struct {
+// FS is a file system. Every change has a name ("wal.write", "snap.rename",
+// "dir.sync", …) under which it can be told to fail.
+type FS struct {
+	// Hook is told every change before it happens.
+	Hook func(op string)
+	// Fault answers the error of a change, nil for none.
+	Fault func(op string) error
+	// Space is how many bytes all files may have together; 0: no limit.
+	Space int64
+
 	names   map[string]*inode // what open files and lookups see
 	durable map[string]*inode // what the directory's last sync made durable
 	dirOps  []dirOp           // since then
 	locked  map[string]bool
-	hook    func(op string)
-	fault   func(op string) error
-	space   int64 // bytes all files may have together; 0: no limit
 }
 
 // inode is a file: its bytes as read back, its bytes on disk, and the writes
@@ -47,26 +59,29 @@ type dirOp struct {
 	from string // a rename: this name goes at the same moment
 }
 
-const sector = 512
+// Sector is what is written whole or not at all.
+const Sector = 512
 
-func newMemFS() *memFS {
-	return &memFS{names: map[string]*inode{}, durable: map[string]*inode{}, locked: map[string]bool{}}
+// New makes an empty file system.
+func New() *FS {
+	return &FS{names: map[string]*inode{}, durable: map[string]*inode{}, locked: map[string]bool{}}
 }
 
-// survivors says what of the unsynced changes a crash leaves.
-type survivors int
+// Survivors says what of the unsynced changes a crash leaves.
+type Survivors int
 
+// Kinds of survivors.
 const (
-	surviveNone   survivors = iota
-	surviveAll              // kill -9, or a lucky loss of power
-	survivePrefix           // the first so many sectors and directory changes
-	surviveSome             // any of them, in any order
-	survivorKinds
+	None   Survivors = iota
+	All              // kill -9, or a lucky loss of power
+	Prefix           // the first so many sectors and directory changes
+	Some             // any of them, in any order
+	Kinds            // how many kinds there are
 )
 
-// crash returns the file system as the machine finds it after a crash now.
-func (m *memFS) crash(rng *rand.Rand, kind survivors) *memFS {
-	out := newMemFS()
+// Crash returns the file system as the machine finds it after a crash now.
+func (m *FS) Crash(rng *rand.Rand, kind Survivors) *FS {
+	out := New()
 	nodes := map[*inode]*inode{}
 	image := func(n *inode) *inode {
 		if nodes[n] == nil {
@@ -98,15 +113,15 @@ func (m *memFS) crash(rng *rand.Rand, kind survivors) *memFS {
 	return out
 }
 
-func chooser(rng *rand.Rand, kind survivors, n int) func(int) bool {
+func chooser(rng *rand.Rand, kind Survivors, n int) func(int) bool {
 	prefix := rng.IntN(n + 1)
 	return func(i int) bool {
 		switch kind {
-		case surviveNone:
+		case None:
 			return false
-		case surviveAll:
+		case All:
 			return true
-		case survivePrefix:
+		case Prefix:
 			return i < prefix
 		default:
 			return rng.IntN(2) == 0
@@ -116,7 +131,7 @@ func chooser(rng *rand.Rand, kind survivors, n int) func(int) bool {
 
 func sortedKeys(m map[string]*inode) []string {
 	var keys []string
-	for k := range m {
+	for k := range m { //order:any sorted below
 		keys = append(keys, k)
 	}
 	slices.Sort(keys)
@@ -147,7 +162,10 @@ func (p piece) apply(b []byte) []byte {
 }
 
 // change announces an operation on a file and answers its fault.
-func (m *memFS) change(name, verb string) error {
+func (m *FS) change(name, verb string) error {
+	if m.Hook == nil && m.Fault == nil {
+		return nil
+	}
 	kind := "dir"
 	switch {
 	case strings.Contains(name, ".wal"):
@@ -158,48 +176,55 @@ func (m *memFS) change(name, verb string) error {
 		kind = "lock"
 	}
 	op := kind + "." + verb
-	if m.hook != nil {
-		m.hook(op)
+	if m.Hook != nil {
+		m.Hook(op)
 	}
-	if m.fault != nil {
-		if err := m.fault(op); err != nil {
+	if m.Fault != nil {
+		if err := m.Fault(op); err != nil {
 			return &os.PathError{Op: op, Path: name, Err: err}
 		}
 	}
 	return nil
 }
 
-func (m *memFS) room(grow int64) error {
-	for _, n := range m.names {
+func (m *FS) room(grow int64) error {
+	if m.Space == 0 {
+		return nil
+	}
+	for _, n := range m.names { //order:any a sum
 		grow += int64(len(n.data))
 	}
-	if m.space > 0 && grow > m.space {
+	if grow > m.Space {
 		return syscall.ENOSPC
 	}
 	return nil
 }
 
-func (m *memFS) MkdirAll(dir string) error { return m.change(dir, "create") }
+// MkdirAll implements wal.FS.
+func (m *FS) MkdirAll(dir string) error { return m.change(dir, "create") }
 
-func (m *memFS) Create(name string) (wal.File, error) {
+// Create implements wal.FS.
+func (m *FS) Create(name string) (wal.File, error) {
 	if err := m.change(name, "create"); err != nil {
 		return nil, err
 	}
 	op := dirOp{name: name, node: &inode{}}
 	op.apply(m.names)
 	m.dirOps = append(m.dirOps, op)
-	return &memFile{m, name, op.node}, nil
+	return &file{m, name, op.node}, nil
 }
 
-func (m *memFS) Open(name string) (wal.File, error) {
+// Open implements wal.FS.
+func (m *FS) Open(name string) (wal.File, error) {
 	n := m.names[name]
 	if n == nil {
 		return nil, &os.PathError{Op: "open", Path: name, Err: os.ErrNotExist}
 	}
-	return &memFile{m, name, n}, nil
+	return &file{m, name, n}, nil
 }
 
-func (m *memFS) Rename(from, to string) error {
+// Rename implements wal.FS.
+func (m *FS) Rename(from, to string) error {
 	if err := m.change(from, "rename"); err != nil {
 		return err
 	}
@@ -212,7 +237,8 @@ func (m *memFS) Rename(from, to string) error {
 	return nil
 }
 
-func (m *memFS) Remove(name string) error {
+// Remove implements wal.FS.
+func (m *FS) Remove(name string) error {
 	if err := m.change(name, "remove"); err != nil {
 		return err
 	}
@@ -225,7 +251,8 @@ func (m *memFS) Remove(name string) error {
 	return nil
 }
 
-func (m *memFS) ReadDir(string) ([]string, error) {
+// ReadDir implements wal.FS.
+func (m *FS) ReadDir(string) ([]string, error) {
 	var names []string
 	for _, name := range sortedKeys(m.names) {
 		names = append(names, filepath.Base(name))
@@ -233,7 +260,8 @@ func (m *memFS) ReadDir(string) ([]string, error) {
 	return names, nil
 }
 
-func (m *memFS) SyncDir(dir string) error {
+// SyncDir implements wal.FS.
+func (m *FS) SyncDir(dir string) error {
 	if err := m.change(dir, "sync"); err != nil {
 		return err
 	}
@@ -244,11 +272,39 @@ func (m *memFS) SyncDir(dir string) error {
 	return nil
 }
 
+// Reboot is the end of the process that had the files open; what it wrote is
+// there still, synced or not. Faults end.
+func (m *FS) Reboot() {
+	m.locked, m.Fault, m.Space = map[string]bool{}, nil, 0
+}
+
+// Names are the names of all files, sorted.
+func (m *FS) Names() []string { return sortedKeys(m.names) }
+
+// Size is the length of a file.
+func (m *FS) Size(name string) int { return len(m.names[name].data) }
+
+// Flip turns over one bit of a file, as read and on disk.
+func (m *FS) Flip(name string, bit int) {
+	n := m.names[name]
+	n.data[bit/8] ^= 1 << (bit % 8)
+	if bit/8 < len(n.disk) {
+		n.disk[bit/8] ^= 1 << (bit % 8)
+	}
+}
+
+// Delete takes a file away without a trace.
+func (m *FS) Delete(name string) {
+	delete(m.names, name)
+	delete(m.durable, name)
+}
+
 type unlocker func() error
 
 func (u unlocker) Close() error { return u() }
 
-func (m *memFS) Lock(name string) (io.Closer, error) {
+// Lock implements wal.FS.
+func (m *FS) Lock(name string) (io.Closer, error) {
 	if err := m.change(name, "create"); err != nil {
 		return nil, err
 	}
@@ -262,13 +318,13 @@ func (m *memFS) Lock(name string) (io.Closer, error) {
 	}), nil
 }
 
-type memFile struct {
-	fs   *memFS
+type file struct {
+	fs   *FS
 	name string
 	node *inode
 }
 
-func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
+func (f *file) ReadAt(p []byte, off int64) (int, error) {
 	n := 0
 	if off < int64(len(f.node.data)) {
 		n = copy(p, f.node.data[off:])
@@ -279,9 +335,9 @@ func (f *memFile) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
+func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.fs.change(f.name, "write"); err != nil {
-		return f.put(p[:len(p)/2/sector*sector], off), err
+		return f.put(p[:len(p)/2/Sector*Sector], off), err
 	}
 	if err := f.fs.room(max(0, off+int64(len(p))-int64(len(f.node.data)))); err != nil {
 		return 0, &os.PathError{Op: "write", Path: f.name, Err: err}
@@ -289,9 +345,9 @@ func (f *memFile) WriteAt(p []byte, off int64) (int, error) {
 	return f.put(p, off), nil
 }
 
-func (f *memFile) put(p []byte, off int64) int {
+func (f *file) put(p []byte, off int64) int {
 	for done := 0; done < len(p); {
-		n := min(len(p)-done, int(sector-(off+int64(done))%sector))
+		n := min(len(p)-done, int(Sector-(off+int64(done))%Sector))
 		w := piece{off: off + int64(done), data: slices.Clone(p[done : done+n])}
 		f.node.pending = append(f.node.pending, w)
 		f.node.data = w.apply(f.node.data)
@@ -300,7 +356,7 @@ func (f *memFile) put(p []byte, off int64) int {
 	return len(p)
 }
 
-func (f *memFile) Sync() error {
+func (f *file) Sync() error {
 	if err := f.fs.change(f.name, "sync"); err != nil {
 		// As Linux does it: the pages count as clean, yet are not on disk.
 		f.node.pending = nil
@@ -313,7 +369,7 @@ func (f *memFile) Sync() error {
 	return nil
 }
 
-func (f *memFile) Preallocate(size int64) error {
+func (f *file) Preallocate(size int64) error {
 	if err := f.fs.change(f.name, "allocate"); err != nil {
 		return err
 	}
@@ -326,5 +382,5 @@ func (f *memFile) Preallocate(size int64) error {
 	return nil
 }
 
-func (f *memFile) Size() (int64, error) { return int64(len(f.node.data)), nil }
-func (f *memFile) Close() error         { return nil }
+func (f *file) Size() (int64, error) { return int64(len(f.node.data)), nil }
+func (f *file) Close() error         { return nil }
