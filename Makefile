@@ -14,6 +14,9 @@ TESTTIME ?= 20m
 TESTFLAGS ?=
 # What `make bench` measures, as scripts/bench takes it; empty: everything.
 BENCHFLAGS ?=
+# What `make soak` and `make mutants` take.
+SOAKFLAGS ?=
+MUTANTFLAGS ?=
 
 GOLANGCI_LINT_VERSION := v2.15.0
 
@@ -80,12 +83,7 @@ gen: ## generate the API's code and its OpenAPI document from api/**/*.proto
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)
-	@grep -rlE '^func Fuzz[A-Z]' --include='*_test.go' . | sort | while read -r file; do \
-		sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' "$$file" | while read -r target; do \
-			echo "--- $$(dirname "$$file") $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$(dirname "$$file")" </dev/null || exit 1; \
-		done || exit 1; \
-	done
+	@GO='$(GO)' FUZZTIME='$(FUZZTIME)' scripts/fuzz
 
 .PHONY: clean
 clean: ## delete what was built

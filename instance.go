@@ -46,6 +46,10 @@ func CanFollow(from, to InstanceState) bool {
 	return slices.Contains(next[from], to)
 }
 
+// CommandNotStarted begins the message of an instance whose workload could not
+// be started at all, which trying again alone does not mend.
+const CommandNotStarted = "the command could not be started"
+
 // Terminal tells whether s is an end.
 func (s InstanceState) Terminal() bool { return s == Stopped || s == Failed || s == Lost }
 

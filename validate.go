@@ -15,6 +15,14 @@ const (
 	maxEnvBytes  = 128 << 10
 )
 
+// BuiltinImage is the image that every node makes itself. With less memory than
+// MinBuiltinMemoryMiB (measured, and rounded up) its kernel does not get as far as
+// its console. It is asked for where a spec comes in; what is stored stays valid.
+const (
+	BuiltinImage        = "builtin"
+	MinBuiltinMemoryMiB = 96
+)
+
 // Defaults fills what the user left out. It is called where a command is made,
 // so that what is stored is complete and never changes with a release.
 func (s *VMSpec) Defaults() {
@@ -24,7 +32,7 @@ func (s *VMSpec) Defaults() {
 		}
 	}
 	set(&s.Type, "long-lived")
-	set(&s.Image, "builtin")
+	set(&s.Image, BuiltinImage)
 	set(&s.Strategy, "spread")
 	set(&s.Restart.Mode, "always")
 	if s.VCPUs == 0 {
@@ -139,7 +147,7 @@ func CheckHypervisor(name string) error {
 }
 
 func (s *VMSpec) checkImage() error {
-	if s.Image == "builtin" {
+	if s.Image == BuiltinImage {
 		return nil
 	}
 	digest, ok := strings.CutPrefix(s.Image, "sha256:")

@@ -28,6 +28,9 @@ const (
 	// unreachableFor is how long a call goes on when no node can be reached at
 	// all: most likely none is there.
 	unreachableFor = 3 * time.Second
+	// readsFor bounds the repeats of a read, which somebody waits for and can
+	// make again; a change is worth more patience.
+	readsFor = 5 * time.Second
 	// silentFor is how long a node may be silent before another one is asked the
 	// same, once: a process that hangs still takes connections.
 	silentFor = 5 * time.Second
@@ -53,7 +56,11 @@ func change[Req, Res any](ctx context.Context, c *Client, req Req, method func(*
 func call[Req, Res any](ctx context.Context, c *Client, key string, req Req, method func(*endpoint) func(context.Context, Req) (Res, error)) (Res, error) {
 	var res Res
 	asked := 0
-	err := c.retry(ctx, func(e *endpoint) error {
+	limit := c.retryFor
+	if key == "" {
+		limit = min(limit, readsFor)
+	}
+	err := c.retryWithin(ctx, limit, func(e *endpoint) error {
 		attempt, cancel := ctx, context.CancelFunc(func() {})
 		if asked++; asked < len(c.endpoints) && c.retryFor > 0 {
 			attempt, cancel = context.WithTimeout(ctx, silentFor)
@@ -76,7 +83,12 @@ func call[Req, Res any](ctx context.Context, c *Client, key string, req Req, met
 // retry makes attempts, at one endpoint after the other, until one succeeds,
 // is refused for good, or time is up.
 func (c *Client) retry(ctx context.Context, attempt func(*endpoint) error) error {
-	r := retries{c: c, at: int(c.preferred.Load())}
+	return c.retryWithin(ctx, c.retryFor, attempt)
+}
+
+func (c *Client) retryWithin(ctx context.Context, limit time.Duration, attempt func(*endpoint) error) error {
+	c.settle(ctx)
+	r := retries{c: c, limit: limit, at: int(c.preferred.Load())}
 	for {
 		e := c.endpoints[r.at]
 		err := attempt(e)
@@ -93,7 +105,8 @@ func (c *Client) retry(ctx context.Context, attempt func(*endpoint) error) error
 // retries is the state of one call's repeats.
 type retries struct {
 	c       *Client
-	at      int // endpoint
+	limit   time.Duration // since the first attempt failed
+	at      int           // endpoint
 	started time.Time
 	tries   int  // attempts that failed
 	reached bool // a node has answered
@@ -121,7 +134,7 @@ func (r *retries) next(ctx context.Context, err error) error {
 	default:
 		verdict = r.unreachable(err)
 	}
-	limit := r.c.retryFor
+	limit := r.limit
 	if !r.reached {
 		limit = min(limit, unreachableFor)
 	}
@@ -178,8 +191,15 @@ func ended(ctx context.Context, last *blixard.Error) error {
 	if last == nil {
 		last = blixardv1.AsError(context.DeadlineExceeded)
 	}
-	return fmt.Errorf("%w (%w)", last, context.DeadlineExceeded)
+	return deadlineError{last}
 }
+
+// deadlineError is the last word of a node when a deadline had come; it is a
+// context.DeadlineExceeded, and does not say so in words that nobody asked for.
+type deadlineError struct{ last *blixard.Error }
+
+func (e deadlineError) Error() string   { return e.last.Error() }
+func (e deadlineError) Unwrap() []error { return []error{e.last, context.DeadlineExceeded} }
 
 // deadlineSlack is how much earlier than the caller's clock a node may notice
 // that the deadline it was told of has come.
@@ -198,7 +218,7 @@ func (c *Client) asError(ctx context.Context, err error) error {
 	}
 	if e, _, ok := blixardv1.FromRPC(err); ok {
 		if d, limited := ctx.Deadline(); limited && (connect.CodeOf(err) == connect.CodeDeadlineExceeded || e.Code == blixard.CodeUnavailable && time.Until(d) < deadlineSlack) {
-			return fmt.Errorf("%w (%w)", e, context.DeadlineExceeded) // the node was told of the deadline, and was first
+			return deadlineError{e} // the node was told of the deadline, and was first
 		}
 		return e
 	}

@@ -10,7 +10,8 @@
 //
 // A Client may be used by many goroutines. Any node answers any request, so
 // with several addresses a call goes on to the next one when a node cannot be
-// reached. Calls that change something carry an idempotency key, which stays
+// reached. The first call finds one that answers: the first address has half a
+// second, then the next one is asked beside it. Calls that change something carry an idempotency key, which stays
 // the same over the repeats of one call, so that repeating them is safe; give a
 // key of your own in the request to make it safe over calls, too. Calls that
 // are refused as unavailable or overloaded are repeated, as the server asks,
@@ -75,6 +76,7 @@ type Options struct {
 type Client struct {
 	endpoints []*endpoint
 	preferred atomic.Int32 // index of the endpoint that answered last
+	settled   atomic.Bool  // one that answers was looked for
 	retryFor  time.Duration
 	header    http.Header // of every request
 	close     func()

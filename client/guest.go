@@ -26,11 +26,14 @@ func (c *Client) Logs(ctx context.Context, req *blixardv1.LogsRequest, take func
 		if stream, err = e.guest.Logs(ctx, req); err != nil {
 			return err
 		}
-		first, err = stream.Receive()
+		if first, err = stream.Receive(); errors.Is(err, io.EOF) {
+			first = nil // there is nothing to tell
+			return nil
+		}
 		return err
 	})
-	if err != nil {
-		return ignoreEOF(err)
+	if err != nil || first == nil {
+		return err
 	}
 	for m := first; ; {
 		if err := take(m); err != nil {
@@ -57,19 +60,19 @@ type ExecIO struct {
 	Resize <-chan *blixardv1.TerminalSize
 }
 
-// Exec runs a command in a guest and returns its exit code. It is not repeated
-// once a node was reached. It returns when the command has ended, even when
+// Exec runs a command in a guest and returns its exit code. It goes to a node
+// that has just answered, and is not repeated once it was sent: it may have run. It returns when the command has ended, even when
 // Stdin.Read still blocks; what that read returns is then lost.
 func (c *Client) Exec(ctx context.Context, start *blixardv1.ExecStart, streams ExecIO) (exitCode int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var stream blixardv1connect.GuestServiceExecClientStream
 	err = c.retry(ctx, func(e *endpoint) error {
-		var err error
-		if stream, err = e.guest.Exec(ctx); err != nil {
-			return err
+		err := e.answers(ctx)
+		if err == nil {
+			stream, err = e.guest.Exec(ctx)
 		}
-		return stream.SendHeaders()
+		return err
 	})
 	if err != nil {
 		return 0, err
@@ -139,7 +142,7 @@ func pieces(ctx context.Context, r io.Reader) <-chan piece {
 // the sending goes on, the transport does not look at the context, and a blocked
 // Receive would not return.
 func closeSend(stream interface{ CloseSend() error }) {
-	_ = stream.CloseSend() //nolint:errcheck // the stream has ended
+	_ = stream.CloseSend() // the stream has ended
 }
 
 // sendExec sends input and sizes until ctx ends. Errors show on the receiving
@@ -186,17 +189,18 @@ func stdinEnd() *blixardv1.ExecRequest {
 }
 
 // Console connects in and out with the serial console of a VM's first running
-// instance, or of one instance, until ctx or in ends.
+// instance, or of one instance, until ctx or in ends. It is not repeated once it
+// was sent to a node that has just answered.
 func (c *Client) Console(ctx context.Context, target string, in io.Reader, out io.Writer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var stream blixardv1connect.GuestServiceConsoleClientStream
 	err := c.retry(ctx, func(e *endpoint) error {
-		var err error
-		if stream, err = e.guest.Console(ctx); err != nil {
-			return err
+		err := e.answers(ctx)
+		if err == nil {
+			stream, err = e.guest.Console(ctx)
 		}
-		return stream.SendHeaders()
+		return err
 	})
 	if err != nil {
 		return err
@@ -258,6 +262,46 @@ func (c *Client) DownloadSnapshot(ctx context.Context, w io.Writer) error {
 			return err
 		}
 		if m, err = stream.Receive(); err != nil {
+			return ignoreEOF(c.asError(ctx, err))
+		}
+	}
+}
+
+// Record writes a recording of the answering node's log to w: the state at an
+// index not newer than since (0: as early as it is kept), and what was applied
+// after it; with follow until ctx ends, which is no error then. Each write is
+// of whole frames, so that w can be read up to any of them. The bytes hold the
+// cluster's secret.
+func (c *Client) Record(ctx context.Context, since uint64, follow bool, w io.Writer) error {
+	stop := ctx
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var stream blixardv1connect.ClusterServiceRecordClientStream
+	var m *blixardv1.RecordResponse
+	err := c.retry(ctx, func(e *endpoint) error {
+		var err error
+		if stream, err = e.member.Record(ctx, &blixardv1.RecordRequest{Since: since, Follow: follow}); err != nil {
+			return err
+		}
+		m, err = stream.Receive()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var frames []byte
+	for {
+		frames = append(frames, m.Data...)
+		if m.Whole {
+			if _, err := w.Write(frames); err != nil {
+				return err
+			}
+			frames = frames[:0]
+		}
+		if m, err = stream.Receive(); err != nil {
+			if follow && stop.Err() != nil {
+				return nil
+			}
 			return ignoreEOF(c.asError(ctx, err))
 		}
 	}

@@ -72,7 +72,7 @@ func (o *onceReader) Read(p []byte) (int, error) {
 // not known. CodeNotFound when no node that could be asked has it.
 func (c *Client) GetImage(ctx context.Context, digest string) (archive io.ReadCloser, size int64, err error) {
 	err = c.retry(ctx, func(e *endpoint) error {
-		answer, err := c.plain(ctx, e, http.MethodGet, "/v1/images/"+digest, nil, 0)
+		answer, err := c.plain(ctx, e, http.MethodGet, "/v1/images/"+digest, nil, 0) //nolint:bodyclose // the caller closes it
 		if err != nil {
 			return err
 		}
@@ -80,6 +80,21 @@ func (c *Client) GetImage(ctx context.Context, digest string) (archive io.ReadCl
 		return nil
 	})
 	return archive, size, err
+}
+
+// HasImage tells whether the answering node, or one that it asks, keeps an image.
+func (c *Client) HasImage(ctx context.Context, digest string) (bool, error) {
+	err := c.retry(ctx, func(e *endpoint) error {
+		answer, err := c.plain(ctx, e, http.MethodHead, "/v1/images/"+digest, nil, 0)
+		if err != nil {
+			return err
+		}
+		return answer.Body.Close()
+	})
+	if err != nil && blixard.CodeOf(err) == blixard.CodeNotFound {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // plain makes a plain HTTP request. Anything but success is an error.
@@ -113,6 +128,9 @@ func problem(answer *http.Response) error {
 		Version                          uint64
 	}
 	data, err := io.ReadAll(io.LimitReader(answer.Body, maxProblemBytes))
+	if answer.StatusCode == http.StatusNotFound && answer.Request.Method == http.MethodHead {
+		return blixard.Errorf(blixard.CodeNotFound, "%s does not have it", answer.Request.URL.Host) // such an answer has no body
+	}
 	if err != nil || json.Unmarshal(data, &p) != nil || p.Code == "" {
 		return blixard.Errorf(blixard.CodeUnavailable, "%s answered %s", answer.Request.URL.Host, answer.Status)
 	}

@@ -218,6 +218,13 @@ func (c *Client) ListImages(ctx context.Context, req *blixardv1.ListImagesReques
 	})
 }
 
+// DeleteImage removes an imported image from every node.
+func (c *Client) DeleteImage(ctx context.Context, req *blixardv1.DeleteImageRequest) (*blixardv1.Change, error) {
+	return change(ctx, c, req, func(e *endpoint) func(context.Context, *blixardv1.DeleteImageRequest) (*blixardv1.Change, error) {
+		return e.images.DeleteImage
+	})
+}
+
 // GetVersion returns what software the answering node runs.
 func (c *Client) GetVersion(ctx context.Context, req *blixardv1.GetVersionRequest) (*blixardv1.GetVersionResponse, error) {
 	return read(ctx, c, req, func(e *endpoint) func(context.Context, *blixardv1.GetVersionRequest) (*blixardv1.GetVersionResponse, error) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -91,10 +92,8 @@ func plainHeader(req *http.Request) bool {
 		if name == "Expect" || name == "Transfer-Encoding" || name == "Content-Length" || name == "Connection" || name == "Host" || name == "" || strings.ContainsAny(name, " :\r\n\x00") {
 			return false
 		}
-		for _, v := range values {
-			if bad(v) {
-				return false
-			}
+		if slices.ContainsFunc(values, bad) {
+			return false
 		}
 	}
 	return true

@@ -19,7 +19,7 @@ func newTestUnary(t *testing.T) *unaryHTTP {
 	return u
 }
 
-func post(t *testing.T, ctx context.Context, u *unaryHTTP, url, body string) (string, error) {
+func post(ctx context.Context, t *testing.T, u *unaryHTTP, url, body string) (string, error) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
@@ -63,7 +63,7 @@ func TestUnaryHTTP(t *testing.T) {
 	u := newTestUnary(t)
 	for path, want := range map[string]string{"/echo": "hello", "/long": long, "/hints": "after hints"} {
 		for range 3 {
-			got, err := post(t, t.Context(), u, s.URL+path, "hello")
+			got, err := post(t.Context(), t, u, s.URL+path, "hello")
 			if err != nil || got != want {
 				t.Fatalf("%s: %d bytes, %v; want %d bytes", path, len(got), err, len(want))
 			}
@@ -103,7 +103,7 @@ func TestUnaryHTTPRepeats(t *testing.T) {
 	}()
 	u := newTestUnary(t)
 	for range 3 {
-		if got, err := post(t, t.Context(), u, "http://"+l.Addr().String()+"/x", "hello"); err != nil || got != "ok" {
+		if got, err := post(t.Context(), t, u, "http://"+l.Addr().String()+"/x", "hello"); err != nil || got != "ok" {
 			t.Fatalf("%q, %v", got, err)
 		}
 	}
@@ -118,7 +118,7 @@ func TestUnaryHTTPEndsWithContext(t *testing.T) {
 	u := newTestUnary(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := post(t, ctx, u, s.URL, "hello"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := post(ctx, t, u, s.URL, "hello"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the error is %v", err)
 	}
 	if n := len(u.idle[strings.TrimPrefix(s.URL, "http://")]); n != 0 {
@@ -132,7 +132,7 @@ func TestUnaryHTTPRefusesHugeHeads(t *testing.T) {
 		w.Header().Set("X-Long", strings.Repeat("x", 2*maxHeaderBytes))
 	}))
 	defer s.Close()
-	if _, err := post(t, t.Context(), newTestUnary(t), s.URL, "hello"); err == nil || !strings.Contains(err.Error(), "too long") {
+	if _, err := post(t.Context(), t, newTestUnary(t), s.URL, "hello"); err == nil || !strings.Contains(err.Error(), "too long") {
 		t.Errorf("the error is %v", err)
 	}
 }

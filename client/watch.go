@@ -56,6 +56,7 @@ type watcher struct {
 }
 
 func (w *watcher) run(ctx context.Context) error {
+	w.c.settle(ctx)
 	retries := retries{c: w.c, at: int(w.c.preferred.Load())}
 	for {
 		got, err := w.once(ctx, w.c.endpoints[retries.at])
@@ -124,7 +125,7 @@ func (w *watcher) once(ctx context.Context, e *endpoint) (got bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer stream.Close() //nolint:errcheck // nothing depends on how a read-only stream ends
+	defer stream.Close() // nothing depends on how a read-only stream ends
 	skip := w.same
 	for {
 		m, err := stream.Receive()

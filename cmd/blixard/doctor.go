@@ -15,9 +15,9 @@ import (
 )
 
 // doctorChecks are the checks that ask a driver: acceleration by really
-// booting something, and whether the builtin image can be built.
+// booting something, whether guests can be limited, and whether the builtin image can be built.
 func doctorChecks() []cli.Check {
-	return []cli.Check{checkAcceleration, checkImage}
+	return []cli.Check{checkAcceleration, checkLimits, checkImage}
 }
 
 func checkAcceleration(ctx context.Context) (f cli.Finding) {
@@ -54,6 +54,16 @@ func checkAcceleration(ctx context.Context) (f cli.Finding) {
 		f.Status, f.Detail = "warn", fmt.Sprintf("QEMU %s by emulation, slower: %s", c.Version, c.Why)
 	}
 	return f
+}
+
+func checkLimits(context.Context) cli.Finding {
+	if err := qemu.CanLimit(); err != nil {
+		return cli.Finding{
+			Check: "limits", Status: "warn", Detail: "processes of guests are not held to their memory and CPU: " + err.Error(),
+			Mend: "run the server as root on a machine with cgroup v2 (systemd.unified_cgroup_hierarchy=1)",
+		}
+	}
+	return cli.Finding{Check: "limits", Status: "ok", Detail: "control groups hold guests to their memory and CPU"}
 }
 
 func checkImage(ctx context.Context) cli.Finding {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/blixard/blixard"
@@ -102,11 +104,27 @@ func (s imageStore) List(context.Context) ([]api.ImageInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	builtin, err := s.store.Builtins()
+	if err != nil {
+		return nil, err
+	}
 	out := make([]api.ImageInfo, len(all))
 	for i := range all {
 		out[i] = imageInfo(all[i])
+		if out[i].Builtin = slices.Contains(builtin, all[i].Digest); out[i].Builtin {
+			out[i].Description = "the builtin guest"
+		}
 	}
 	return out, nil
+}
+
+// Has implements api.Images.
+func (s imageStore) Has(_ context.Context, digest string) (bool, error) {
+	_, err := s.store.Get(digest)
+	if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrInvalid) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Export implements api.Images.
@@ -142,6 +160,9 @@ func (s imageStore) Import(ctx context.Context, r io.Reader, digest string) (inf
 	return imageInfo(b), invalidImage(err)
 }
 
+// Remove implements api.Images.
+func (s imageStore) Remove(_ context.Context, digest string) error { return s.store.Remove(digest) }
+
 func invalidImage(err error) error {
 	if errors.Is(err, image.ErrInvalid) {
 		return &blixard.Error{Code: blixard.CodeInvalid, Field: "image", Message: err.Error(), Hint: "docs/user-guide/images.md tells what an image can be"}
@@ -150,13 +171,38 @@ func invalidImage(err error) error {
 }
 
 func imageInfo(b image.Bundle) api.ImageInfo {
-	info := api.ImageInfo{Digest: b.Digest}
+	info := api.ImageInfo{Digest: b.Digest, Description: described(b)}
+	if st, err := os.Stat(filepath.Dir(b.Kernel)); err == nil && b.Kernel != "" {
+		info.CreatedMS = st.ModTime().UnixMilli()
+	}
 	for _, path := range append([]string{b.Kernel, b.Initrd}, diskPaths(b)...) {
 		if st, err := os.Stat(path); err == nil {
 			info.SizeBytes += st.Size()
 		}
 	}
 	return info
+}
+
+// maxDescribed bounds a description, in bytes.
+const maxDescribed = 80
+
+// described tells in a few words what an image is made of.
+func described(b image.Bundle) string {
+	parts := []string{"kernel"}
+	if b.Initrd != "" {
+		parts = append(parts, "initrd")
+	}
+	for _, d := range b.Disks {
+		parts = append(parts, d.Format+" disk")
+	}
+	text := strings.Join(parts, ", ")
+	if len(b.DefaultCommand) > 0 {
+		text += "; runs " + strings.Join(b.DefaultCommand, " ")
+	}
+	if len(text) > maxDescribed {
+		text = strings.ToValidUTF8(text[:maxDescribed], "") + "…"
+	}
+	return text
 }
 
 func diskPaths(b image.Bundle) []string {

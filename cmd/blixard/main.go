@@ -16,10 +16,10 @@ func main() { os.Exit(run()) }
 func run() int {
 	return cli.Run(context.Background(), cli.Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Version: release(),
-		Extra:        []*cobra.Command{serverCommand(), initCommand(), watchdogCommand()},
+		Extra:        []*cobra.Command{serverCommand(), initCommand(), watchdogCommand(), simCommand()},
 		ClusterExtra: []*cobra.Command{clusterInitCommand(), clusterJoinCommand(), clusterRecoverCommand()},
 		Doctor:       doctorChecks(),
 		PackImage:    packImage,
-		EndNode:      endNetwork,
+		EndNode:      endNode,
 	}, os.Args[1:])
 }

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 
 	"github.com/blixard/blixard/internal/network/bridge"
+	"github.com/blixard/blixard/internal/vmm/qemu"
 )
 
+func vmsDir(dataDir string) string     { return filepath.Join(dataDir, "vms") }
 func networkDir(dataDir string) string { return filepath.Join(dataDir, "network") }
 
 // openNetwork opens the bridge network of this node. It changes nothing before a
@@ -49,8 +51,13 @@ func detachAll(ctx context.Context, wires *bridge.Network) error {
 	return nil
 }
 
-// endNetwork takes every instance of a node whose processes have ended from the
-// network.
+// endNode takes away what the instances of a node, whose processes have ended,
+// left outside of its data directory.
+func endNode(ctx context.Context, dataDir string) error {
+	return errors.Join(endNetwork(ctx, dataDir), qemu.RemoveGroups(vmsDir(dataDir)))
+}
+
+// endNetwork takes every instance of such a node from the network.
 func endNetwork(ctx context.Context, dataDir string) error {
 	dir := networkDir(dataDir)
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {

@@ -14,6 +14,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -74,8 +75,8 @@ type node struct {
 func runNode(ctx context.Context, cfg config.Config, id server.Identity, log *slog.Logger) (err error) {
 	n := &node{cfg: cfg, id: id, log: log, reg: prometheus.NewRegistry(), gone: make(chan struct{})}
 	defer func() {
-		for i := len(n.close) - 1; i >= 0; i-- {
-			if cerr := n.close[i](); err == nil {
+		for _, v := range slices.Backward(n.close) {
+			if cerr := v(); err == nil {
 				err = cerr
 			}
 		}
@@ -92,9 +93,25 @@ func runNode(ctx context.Context, cfg config.Config, id server.Identity, log *sl
 	}
 	err = n.serve(ctx, listener)
 	if why := n.removed.Load(); why != nil {
-		return errors.Join(server.MarkRemoved(cfg.Cluster.DataDir, id, *why), n.endInstances())
+		return n.left(*why)
 	}
 	return err
+}
+
+// leftError ends a server that was removed from its cluster and has cleared its
+// machine: all that is left to do is to say so.
+type leftError struct{ error }
+
+// left writes down that this node is no member any more and ends its instances.
+func (n *node) left(why string) error {
+	told := server.MarkRemoved(n.cfg.Cluster.DataDir, n.id, why)
+	if err := n.endInstances(); err != nil {
+		return errors.Join(told, err)
+	}
+	if marked, err := server.Removed(n.cfg.Cluster.DataDir, n.id); err != nil || !marked {
+		return errors.Join(told, err)
+	}
+	return leftError{told}
 }
 
 // writeAdminToken leaves a file that says the right thing alone: a full disk
@@ -165,7 +182,8 @@ func (n *node) open() error {
 	}
 	n.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.tr = grpc.New(grpc.Options{
-		RaftID: n.id.RaftID, Secret: n.id.Secret, Handler: (*peers)(n), Heartbeat: n.heartbeat, Known: n.known, Removed: n.wasRemoved, TurnedAway: n.turnedAway,
+		RaftID: n.id.RaftID, Address: advertise(n.cfg), Secret: n.id.Secret, Handler: (*peers)(n), Heartbeat: n.heartbeat, TurnedAway: n.turnedAway,
+		Known: func(id uint64) bool { return n.srv.Known(id) }, Removed: func(id uint64) bool { return n.srv.WasRemoved(id) }, // made after the transport
 	})
 	tick := time.Duration(n.cfg.Consensus.HeartbeatInterval)
 	n.srv, err = server.New(server.Options{
@@ -190,7 +208,7 @@ func (n *node) open() error {
 func (n *node) openAgent() error {
 	dir := n.cfg.Cluster.DataDir
 	store := n.images()
-	driver, err := qemu.New(qemu.Options{Root: filepath.Join(dir, "vms"), Log: n.log, ForceTCG: n.cfg.MicroVM.ForceEmulation})
+	driver, err := qemu.New(qemu.Options{Root: vmsDir(dir), Log: n.log, ForceTCG: n.cfg.MicroVM.ForceEmulation})
 	if err != nil {
 		return fmt.Errorf("opening the QEMU driver: %w", err)
 	}
@@ -297,6 +315,7 @@ func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	group.Go(func() error { return n.local.run(ctx) })
 	group.Go(func() error { return n.begin(ctx) })
 	group.Go(func() error { return paceGC(ctx) })
+	group.Go(func() error { return n.api.KeepImageCopies(ctx) })
 	if !n.cfg.Cluster.Witness {
 		group.Go(func() error { return n.agent.Run(ctx) })
 	}
@@ -408,25 +427,11 @@ func (n *node) heartbeat(ctx context.Context, r *peerv1.HeartbeatRequest) (*peer
 	return &peerv1.HeartbeatResponse{Granted: g.OK, Index: g.Index}, nil
 }
 
-// known tells whether a raft ID is a member's: of the nodes, or still of the
-// raft configuration, which follows them. A node that knows nothing yet listens
-// to everybody who has the secret.
-func (n *node) known(raftID uint64) bool {
-	v := n.srv.View()
-	return v.NodeCount() == 0 || v.NodeByRaftID(raftID) != nil || n.srv.InConf(raftID)
-}
-
-// wasRemoved tells whether a raft ID was a member's and will never be again:
-// one that this node has not heard of yet is no such.
-func (n *node) wasRemoved(raftID uint64) bool {
-	v := n.srv.View()
-	return raftID < v.Cluster().NextRaftID && v.NodeByRaftID(raftID) == nil && !n.srv.InConf(raftID)
-}
-
 // peers hands what arrives to the server, which is made after the transport.
 type peers node
 
 func (p *peers) Deliver(ctx context.Context, m []*raftpb.Message) error { return p.srv.Deliver(ctx, m) }
+
 func (p *peers) DeliverSnapshot(ctx context.Context, m *raftpb.Message, r io.Reader) error {
 	return p.srv.DeliverSnapshot(ctx, m, r)
 }

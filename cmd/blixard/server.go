@@ -105,7 +105,14 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) error {
 		return err
 	}
 	cfg.Cluster.NodeID = string(id.Name)
-	if err := runNode(ctx, cfg, id, log); err != nil {
+	err = runNode(ctx, cfg, id, log)
+	if left, ok := errors.AsType[leftError](err); ok {
+		// That is what was asked for, so it is no failure. A further start is one.
+		log.Warn("the server ends", "event", "server_left", "reason", left.error)
+		fmt.Fprintln(stderr, "blixard:", left.error)
+		return nil
+	}
+	if err != nil {
 		log.Error("the server ends", "event", "server_failed", "error", err)
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/blixard/blixard"
+	"github.com/blixard/blixard/client"
 	"github.com/blixard/blixard/internal/agent"
 	"github.com/blixard/blixard/internal/state"
 	"github.com/blixard/blixard/internal/vmm/fake"
@@ -62,7 +63,9 @@ func simulatedAddress(name blixard.NodeName) string { return string(name) + ".in
 func (n *node) joinSimulated(ctx context.Context, name blixard.NodeName, i int) (uint64, error) {
 	for {
 		short, cancel := context.WithTimeout(ctx, 10*time.Second)
-		out, err := n.srv.Propose(short, state.Envelope{Actor: "simulation", Command: &state.JoinNode{Replace: true, Node: state.NodeIdentity{
+		// Without a key a change of leader could make it join twice, and the first
+		// raft ID, which this process would go on with, be void.
+		out, err := n.srv.Propose(short, state.Envelope{Key: client.NewKey(), Actor: "simulation", Command: &state.JoinNode{Replace: true, Node: state.NodeIdentity{
 			Name: name, Address: simulatedAddress(name), Zone: fmt.Sprintf("zone-%d", i%3), Simulated: true,
 		}}})
 		cancel()

@@ -35,6 +35,11 @@ type Backend interface {
 	Snapshot(ctx context.Context) (uint64, error)
 	// WriteSnapshot streams the applied state.
 	WriteSnapshot(ctx context.Context, w io.Writer) (uint64, error)
+	// Record writes a recording (package record) that begins with a state not
+	// newer than since (0: as early as possible); with follow it goes on until
+	// ctx ends. Each write is of whole frames. CodeGone when the log does not
+	// reach back so far, or when the writer was too slow for it.
+	Record(ctx context.Context, since uint64, follow bool, w io.Writer) error
 }
 
 // Status is how a node sees the consensus.

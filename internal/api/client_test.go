@@ -14,6 +14,7 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 	"github.com/blixard/blixard/client"
 	"github.com/blixard/blixard/internal/api/apitest"
+	"github.com/blixard/blixard/internal/record"
 	"github.com/blixard/blixard/internal/state"
 )
 
@@ -59,7 +60,7 @@ func TestClientRepeatsSafely(t *testing.T) {
 	}
 	// Who gives a key gets the first answer over calls, too.
 	for range 2 {
-		again, err := c.ScaleVM(short(t), &blixardv1.ScaleVMRequest{Name: "web", Replicas: 7, IdempotencyKey: "mine"})
+		again, err := c.ScaleVM(short(t), &blixardv1.ScaleVMRequest{Name: "web", Replicas: new(int32(7)), IdempotencyKey: "mine"})
 		if err != nil || again.Noop {
 			t.Errorf("%v, %v", again, err)
 		}
@@ -163,7 +164,7 @@ func TestDryRunChangesNothing(t *testing.T) {
 	s := newSite(t, 1)
 	s.create("web", 1)
 	index, c := s.cluster.View().Index, s.client()
-	change, err := c.ScaleVM(short(t), &blixardv1.ScaleVMRequest{Name: "web", Replicas: 3, DryRun: true})
+	change, err := c.ScaleVM(short(t), &blixardv1.ScaleVMRequest{Name: "web", Replicas: new(int32(3)), DryRun: true})
 	if err != nil || !change.DryRun || change.Noop {
 		t.Errorf("%v, %v", change, err)
 	}
@@ -249,6 +250,36 @@ func TestSnapshotDownload(t *testing.T) {
 	if b.Len() < 100 || body != b.String() {
 		t.Errorf("%d bytes by RPC, %d by REST", b.Len(), len(body))
 	}
+}
+
+func TestRecord(t *testing.T) {
+	s := newSite(t, 1)
+	s.create("web", 1)
+	var b bytes.Buffer
+	if err := s.client().Record(short(t), 0, false, &b); err != nil {
+		t.Fatal(err)
+	}
+	_, body := s.do("GET", "/v1/cluster/record", "")
+	if !record.Is(b.Bytes()) || body != b.String() {
+		t.Errorf("%d bytes by RPC, %d by REST", b.Len(), len(body))
+	}
+	// What is followed ends without an error when the caller leaves.
+	ctx, leave := context.WithCancel(short(t))
+	followed := leaving{leave: leave}
+	if err := s.client().Record(ctx, 0, true, &followed); err != nil || followed.Len() >= b.Len() || !record.Is(followed.Bytes()) {
+		t.Errorf("%d bytes, %v", followed.Len(), err)
+	}
+}
+
+// leaving is a reader of a stream that leaves after the first part.
+type leaving struct {
+	bytes.Buffer
+	leave func()
+}
+
+func (l *leaving) Write(b []byte) (int, error) {
+	defer l.leave()
+	return l.Buffer.Write(b)
 }
 
 func TestManyClientsAtOnce(t *testing.T) {

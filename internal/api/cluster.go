@@ -3,6 +3,8 @@ package api
 import (
 	"context"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/blixard/blixard"
@@ -114,6 +116,9 @@ func (h cluster) join(ctx context.Context, key string, dryRun bool, command *sta
 	if err := blixard.CheckName(string(command.Node.Name)); err != nil {
 		return nil, inField(err, "node.name")
 	}
+	if err := blixard.CheckZone(command.Node.Zone); err != nil {
+		return nil, inField(err, "node.zone")
+	}
 	if err := checkAddress(command.Node.Address); err != nil {
 		return nil, err
 	}
@@ -175,7 +180,7 @@ func (h cluster) CreateToken(ctx context.Context, req *blixardv1.CreateTokenRequ
 	}
 	id, secret := newToken(view.Cluster().Secret, key)
 	t := state.Token{ID: id, Hash: hashToken(secret), ExpiresMS: time.Now().Add(ttl).UnixMilli(), UsesLeft: uses, Node: blixard.NodeName(req.Node)}
-	answer := &blixardv1.CreateTokenResponse{Token: formatToken(id, secret), Id: id, ExpiresMs: t.ExpiresMS}
+	answer := &blixardv1.CreateTokenResponse{Token: formatToken(id, secret) + h.joinAt(view), Id: id, ExpiresMs: t.ExpiresMS}
 	if req.DryRun {
 		answer.Token = ""
 	}
@@ -193,6 +198,29 @@ func (h cluster) CreateToken(ctx context.Context, req *blixardv1.CreateTokenRequ
 		return nil, err
 	}
 	return answer, nil
+}
+
+// maxJoinAt bounds the addresses that a token carries.
+const maxJoinAt = 3
+
+// joinAt are addresses to join at, as a token carries them: "@" and those of
+// voters in touch, the leader's first. Empty when there is none.
+func (h cluster) joinAt(view *state.View) string {
+	leader := h.opt.Backend.Status().Leader
+	var at []string
+	view.Nodes(func(n *blixard.Node) bool {
+		switch {
+		case n.Name == leader && n.Address != "":
+			at = slices.Insert(at, 0, n.Address)
+		case n.State == blixard.NodeReady && n.Raft == blixard.RoleVoter:
+			at = append(at, n.Address)
+		}
+		return true
+	})
+	if len(at) == 0 {
+		return ""
+	}
+	return "@" + strings.Join(at[:min(len(at), maxJoinAt)], ",")
 }
 
 // repeatedToken answers a request that ran beside its own repeat.
@@ -265,7 +293,10 @@ func (h cluster) TransferLeader(ctx context.Context, req *blixardv1.TransferLead
 }
 
 func (h cluster) SetMaintenance(ctx context.Context, req *blixardv1.SetMaintenanceRequest) (*blixardv1.Change, error) {
-	return h.change(ctx, req.IdempotencyKey, req.DryRun, &state.SetMaintenance{On: req.On})
+	if req.On == nil {
+		return nil, blixard.Invalid("on", "true turns maintenance mode on, false turns it off", "on is missing")
+	}
+	return h.change(ctx, req.IdempotencyKey, req.DryRun, &state.SetMaintenance{On: req.GetOn()})
 }
 
 func (h cluster) WriteSnapshot(ctx context.Context, _ *blixardv1.WriteSnapshotRequest) (*blixardv1.WriteSnapshotResponse, error) {
@@ -282,6 +313,28 @@ func (h cluster) DownloadSnapshot(ctx context.Context, _ *blixardv1.DownloadSnap
 		return err
 	}
 	return w.flush()
+}
+
+func (h cluster) Record(ctx context.Context, req *blixardv1.RecordRequest, stream blixardv1connect.ClusterServiceRecordServerStream) error {
+	return h.opt.Backend.Record(ctx, req.Since, req.Follow, &parts{send: func(data []byte, whole bool) error {
+		return stream.Send(&blixardv1.RecordResponse{Data: data, Whole: whole})
+	}})
+}
+
+// parts cuts large writes into messages; the last one of each write is whole.
+type parts struct {
+	send func(data []byte, whole bool) error
+}
+
+func (p *parts) Write(b []byte) (int, error) {
+	for at := 0; at < len(b); {
+		end := min(at+4*chunkBytes, len(b))
+		if err := p.send(b[at:end], end == len(b)); err != nil {
+			return at, err
+		}
+		at = end
+	}
+	return len(b), nil
 }
 
 // chunks gathers small writes into messages.

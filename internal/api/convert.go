@@ -16,10 +16,10 @@ import (
 // Conversions between the messages of the API and the types of the root
 // package: all of them are in this file.
 
-// specOf reads a spec and completes it with defaults, those of the node first.
-// The error's field is as
-// the API calls it, below "spec".
-func (h *Handler) specOf(m *blixardv1.VMSpec) (blixard.VMSpec, error) {
+// specOf reads the spec of a VM, whose name may be empty, and completes it with
+// defaults, those of the node first. The error's field is as the API calls it,
+// below "spec".
+func (h *Handler) specOf(name string, m *blixardv1.VMSpec) (blixard.VMSpec, error) {
 	s := blixard.VMSpec{
 		Type: m.GetType(), Image: m.GetImage(), Hypervisor: m.GetHypervisor(), Replicas: 1, VCPUs: int(m.GetVcpus()),
 		MemoryMiB: m.GetMemoryMib(), DiskMiB: m.GetDiskMib(), Command: m.GetCommand(), Network: m.GetNetwork(),
@@ -45,6 +45,9 @@ func (h *Handler) specOf(m *blixardv1.VMSpec) (blixard.VMSpec, error) {
 	}
 	for i, text := range m.GetConstraints() {
 		more, err := blixard.ParseConstraints(text)
+		if err == nil && len(more) == 0 {
+			err = blixard.Invalid("constraint", `write key=value, such as "storage=nvme"`, "the constraint is empty")
+		}
 		if err != nil {
 			return s, inField(err, "spec.constraints["+strconv.Itoa(i)+"]")
 		}
@@ -52,6 +55,9 @@ func (h *Handler) specOf(m *blixardv1.VMSpec) (blixard.VMSpec, error) {
 	}
 	for i, p := range m.GetPreferences() {
 		one, err := blixard.ParseConstraints(p.GetConstraint())
+		if err == nil && len(one) == 0 {
+			err = blixard.Invalid("preferences", `write key=value, such as "storage=nvme"`, "the constraint is empty")
+		}
 		if err != nil {
 			return s, inField(err, "spec.preferences["+strconv.Itoa(i)+"].constraint")
 		}
@@ -63,8 +69,12 @@ func (h *Handler) specOf(m *blixardv1.VMSpec) (blixard.VMSpec, error) {
 	s.Hypervisor = cmp.Or(s.Hypervisor, d.Hypervisor)
 	s.VCPUs, s.MemoryMiB, s.StopGraceMS = cmp.Or(s.VCPUs, d.VCPUs), cmp.Or(s.MemoryMiB, d.MemoryMiB), cmp.Or(s.StopGraceMS, d.StopGraceMS)
 	s.Defaults()
-	if err := s.Check(); err != nil {
+	if err := s.CheckNew(blixard.VMName(name)); err != nil {
 		return s, inSpec(err)
+	}
+	if s.Image == blixard.BuiltinImage && s.MemoryMiB < blixard.MinBuiltinMemoryMiB {
+		return s, inSpec(blixard.Invalid("memory", "images of your own may get by with less", "memory is %s; the builtin image needs at least %s to boot",
+			blixard.FormatMiB(s.MemoryMiB), blixard.FormatMiB(blixard.MinBuiltinMemoryMiB)))
 	}
 	return s, nil
 }

@@ -341,7 +341,7 @@ func (h guests) passExec(ctx context.Context, at place, first *blixardv1.ExecReq
 	if err != nil {
 		return err
 	}
-	defer peer.Close() //nolint:errcheck // its outcome was received already
+	defer peer.Close() // its outcome was received already
 	if err := peer.Send(first); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
@@ -450,7 +450,7 @@ func (h guests) passConsole(ctx context.Context, at place, stream blixardv1conne
 	if err != nil {
 		return err
 	}
-	defer peer.Close() //nolint:errcheck // its outcome was received already
+	defer peer.Close() // its outcome was received already
 	start := &blixardv1.ConsoleRequest{Message: &blixardv1.ConsoleRequest_Start{Start: string(at.instance.ID)}}
 	if err := peer.Send(start); err != nil && !errors.Is(err, io.EOF) {
 		return err

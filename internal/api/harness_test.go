@@ -26,11 +26,12 @@ type site struct {
 	servers map[string]*http.Server // by node
 	urls    map[string]string
 	images  map[string]*apitest.Images
+	serving map[string]*api.Handler
 }
 
 func newSite(t *testing.T, nodes int) *site {
 	t.Helper()
-	s := &site{t: t, cluster: apitest.New(nodes), servers: map[string]*http.Server{}, urls: map[string]string{}, images: map[string]*apitest.Images{}}
+	s := &site{t: t, cluster: apitest.New(nodes), servers: map[string]*http.Server{}, urls: map[string]string{}, images: map[string]*apitest.Images{}, serving: map[string]*api.Handler{}}
 	for i := range nodes {
 		s.serve([]string{"node1", "node2", "node3"}[i])
 	}
@@ -67,11 +68,12 @@ func (s *site) serve(name string) {
 			return c, err
 		},
 	})
+	s.serving[name] = h
 	server := api.NewServer(h)
 	s.servers[name], s.urls[name] = server, "http://"+address
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := server.Serve(h.Listen(listener)); err != http.ErrServerClosed { //nolint:errorlint // as documented
+		if err := server.Serve(h.Listen(listener)); err != http.ErrServerClosed { // as documented
 			s.t.Errorf("serving %s: %v", name, err)
 		}
 	})

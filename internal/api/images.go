@@ -19,6 +19,8 @@ import (
 type Images interface {
 	// List returns the images that the store keeps.
 	List(ctx context.Context) ([]ImageInfo, error)
+	// Has tells whether the store keeps an image.
+	Has(ctx context.Context, digest string) (bool, error)
 	// Export writes an image's archive to w. CodeNotFound, before anything is
 	// written, when the store has no such image.
 	Export(ctx context.Context, digest string, w io.Writer) error
@@ -26,6 +28,8 @@ type Images interface {
 	// (CodeInvalid) content that has another one. Importing what is there is no
 	// error.
 	Import(ctx context.Context, r io.Reader, digest string) (ImageInfo, error)
+	// Remove deletes an image; that it is not there is no error.
+	Remove(ctx context.Context, digest string) error
 }
 
 // ImageInfo is an image of a store.
@@ -34,6 +38,7 @@ type ImageInfo struct {
 	SizeBytes   int64  // 0 if not known
 	Description string
 	CreatedMS   int64 // 0 if not known
+	Builtin     bool  // made here, as on every node that needs it: nobody copies it
 }
 
 const (
@@ -66,8 +71,8 @@ func imageMessage(i *ImageInfo) *blixardv1.Image {
 	return &blixardv1.Image{Digest: digestPrefix + i.Digest, SizeBytes: i.SizeBytes, Description: i.Description, CreatedMs: i.CreatedMS}
 }
 
-// serveImage serves the content of images: PUT and GET /v1/images/{digest},
-// POST /v1/images.
+// serveImage serves the content of images: PUT, GET and HEAD
+// /v1/images/{digest}, POST /v1/images.
 func (h *Handler) serveImage(w http.ResponseWriter, r *http.Request) {
 	if err := h.authorize(r.Header.Get("Authorization")); err != nil {
 		h.problem(w, err)
@@ -92,15 +97,19 @@ func (h *Handler) serveImage(w http.ResponseWriter, r *http.Request) {
 		h.putImage(w, r, digest)
 	case r.Method == http.MethodGet && digest != "":
 		h.getImage(w, r, digest)
+	case r.Method == http.MethodHead && digest != "":
+		h.headImage(w, r, digest)
 	default:
-		h.problem(w, errMethod(r.Method, "GET, PUT"))
+		h.problem(w, errMethod(r.Method, "GET, HEAD, PUT"))
 	}
 }
 
 func (h *Handler) putImage(w http.ResponseWriter, r *http.Request, digest string) {
 	image, err := h.opt.Images.Import(r.Context(), r.Body, digest)
 	if err == nil && r.Header.Get(forwardedHeader) == "" {
-		err = h.secondCopy(r.Context(), &image)
+		if err = h.keepAgain(r.Context(), image.Digest); err == nil {
+			err = h.secondCopy(r.Context(), &image)
+		}
 	}
 	if err != nil {
 		h.problem(w, err)
@@ -128,9 +137,28 @@ func (h *Handler) getImage(w http.ResponseWriter, r *http.Request, digest string
 	}
 }
 
+// headImage tells whether this node has an image, or, unless another node asks,
+// any one.
+func (h *Handler) headImage(w http.ResponseWriter, r *http.Request, digest string) {
+	ask := h.hasImage
+	if r.Header.Get(forwardedHeader) != "" {
+		ask = h.opt.Images.Has
+	}
+	found, err := ask(r.Context(), digest)
+	switch {
+	case err != nil:
+		h.problem(w, err)
+	case !found:
+		h.problem(w, &blixard.Error{Code: blixard.CodeNotFound, Message: "no node has the image " + digestPrefix + digest})
+	default:
+		w.Header().Set("Content-Type", archiveType)
+		w.WriteHeader(http.StatusOK)
+	}
+}
+
 // fetchImage copies an image from the first node that has it.
 func (h *Handler) fetchImage(ctx context.Context, digest string, w io.Writer) error {
-	missing := &blixard.Error{Code: blixard.CodeNotFound, Message: "no node has the image " + digestPrefix + digest, Hint: "import it again with `blixard vm create --image PATH`"}
+	missing := &blixard.Error{Code: blixard.CodeNotFound, Message: "no node has the image " + digestPrefix + digest, Hint: "import it again with `blixard image import PATH`"}
 	if h.opt.Peers == nil {
 		return missing
 	}
@@ -141,13 +169,13 @@ func (h *Handler) fetchImage(ctx context.Context, digest string, w io.Writer) er
 		}
 		archive, _, err := peer.GetImage(ctx, digestPrefix+digest)
 		if err != nil {
+			peer.Close()
 			h.opt.Log.Debug("a node does not give an image", "address", address, "error", err)
 			continue
 		}
 		_, err = io.Copy(w, archive)
-		if closeErr := archive.Close(); err == nil {
-			err = closeErr
-		}
+		err = errors.Join(err, archive.Close())
+		peer.Close()
 		return err
 	}
 	return missing
@@ -159,7 +187,7 @@ func (h *Handler) otherNodes() []string {
 	view, here := h.opt.Backend.View(), h.opt.Backend.Status().Node
 	var others []string
 	view.Nodes(func(n *blixard.Node) bool {
-		if n.Name != here && n.State == blixard.NodeReady && !n.Witness {
+		if n.Name != here && n.State == blixard.NodeReady && !n.Witness && !n.Simulated {
 			others = append(others, n.Address)
 		}
 		return true

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -109,7 +110,7 @@ func writeBody(w http.ResponseWriter, status int, body []byte) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)+1))
 	w.WriteHeader(status)
-	if _, err := w.Write(append(body[:len(body):len(body)], '\n')); err != nil {
+	if _, err := w.Write(append(slices.Clip(body), '\n')); err != nil {
 		return // the caller has left
 	}
 }

@@ -203,7 +203,7 @@ func (r *rest) output(s *restStream) output {
 		return &sse{s: s}
 	case logsProcedure:
 		return &raw{s: s, contentType: "text/plain; charset=utf-8"}
-	case downloadProcedure:
+	case downloadProcedure, recordProcedure:
 		return &raw{s: s, contentType: "application/octet-stream"}
 	}
 	return &document{s: s}
@@ -223,7 +223,8 @@ func (s *restStream) Receive(msg any) error {
 		if err := s.body(m); err != nil {
 			return err
 		}
-	} else if s.req.ContentLength > 0 {
+	} else if s.req.ContentLength != 0 {
+		s.r.h.limitBody(s.w) // of which nothing is read but what is to be passed over
 		return blixard.Invalid("", "give parameters in the query", "%s %s takes no body", s.req.Method, "/"+strings.Join(s.rt.segments, "/"))
 	}
 	query, err := url.ParseQuery(s.req.URL.RawQuery)
@@ -291,7 +292,7 @@ func (s *restStream) body(m proto.Message) error {
 	if enc := s.req.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return &httpError{status: http.StatusUnsupportedMediaType, err: blixard.Errorf(blixard.CodeInvalid, "the body is encoded as %.40q, which is not understood", enc)}
 	}
-	s.r.h.limitBody(s.w, s.req)
+	s.r.h.limitBody(s.w)
 	data, err := io.ReadAll(http.MaxBytesReader(s.w, s.req.Body, MaxBodyBytes))
 	var tooLarge *http.MaxBytesError
 	switch {

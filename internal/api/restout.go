@@ -15,6 +15,7 @@ const (
 	watchProcedure    = blixardv1connect.EventServiceWatchProcedure
 	logsProcedure     = blixardv1connect.GuestServiceLogsProcedure
 	downloadProcedure = blixardv1connect.ClusterServiceDownloadSnapshotProcedure
+	recordProcedure   = blixardv1connect.ClusterServiceRecordProcedure
 )
 
 // document is one JSON document.
@@ -48,6 +49,8 @@ func (r *raw) send(m proto.Message) error {
 	case *blixardv1.LogsResponse:
 		data = part.Data
 	case *blixardv1.DownloadSnapshotResponse:
+		data = part.Data
+	case *blixardv1.RecordResponse:
 		data = part.Data
 	}
 	if _, err := r.s.w.Write(data); err != nil {

@@ -90,6 +90,7 @@ func New(o Options) *Handler {
 // ServeHTTP serves one request of any protocol.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
+	h.limitStranger(w, r)
 	switch {
 	case strings.HasPrefix(path, "/blixard.v1."):
 		stream, known := h.streams[path]
@@ -100,10 +101,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if stream {
 			r = r.WithContext(withUnblock(r.Context(), http.NewResponseController(w)))
 		} else {
-			h.limitBody(w, r)
+			h.limitBody(w)
 		}
 		h.rpc.ServeHTTP(w, r)
-	case strings.HasPrefix(path, imagePrefix) || path == "/v1/images" && r.Method == http.MethodPost:
+	case strings.HasPrefix(path, imagePrefix) && r.Method != http.MethodDelete, path == "/v1/images" && r.Method == http.MethodPost:
 		h.serveImage(w, r)
 	case strings.HasPrefix(path, "/v1/"):
 		h.rest.ServeHTTP(w, r)
@@ -114,8 +115,29 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // limitBody bounds how long a body may take to arrive, so that a caller that
 // sends byte by byte holds a connection for a bounded time only.
-func (h *Handler) limitBody(w http.ResponseWriter, r *http.Request) {
+func (h *Handler) limitBody(w http.ResponseWriter) {
 	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.timeout)); err != nil {
+		h.opt.Log.Debug("no read deadline", "error", err)
+	}
+}
+
+// strangerTimeout bounds how long the body of a request may take to arrive that
+// is refused, or that has no use for one.
+const strangerTimeout = 5 * time.Second
+
+// limitStranger sees to it that a caller without a token holds no connection: it
+// is closed after the refusal, and what is left of the body is not waited for.
+// What anybody may ask has no body worth waiting for either.
+func (h *Handler) limitStranger(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.Path
+	served := strings.HasPrefix(path, "/v1/") || strings.HasPrefix(path, "/blixard.v1.")
+	if r.ContentLength == 0 || path == "/v1/join" || path == blixardv1connect.ClusterServiceJoinProcedure || served && h.authorize(r.Header.Get("Authorization")) == nil {
+		return // the body of a join is bounded as those of members are
+	}
+	if served {
+		w.Header().Set("Connection", "close")
+	}
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(strangerTimeout)); err != nil {
 		h.opt.Log.Debug("no read deadline", "error", err)
 	}
 }

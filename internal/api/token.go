@@ -32,7 +32,7 @@ func newToken(clusterSecret, key string) (id, secret string) {
 		seed = []byte(clusterSecret)
 	} else {
 		seed = make([]byte, 32)
-		rand.Read(seed) //nolint:errcheck // never fails: it ends the process instead
+		rand.Read(seed) // never fails: it ends the process instead
 	}
 	derive := func(what string) []byte {
 		mac := hmac.New(sha256.New, seed)
@@ -44,9 +44,11 @@ func newToken(clusterSecret, key string) (id, secret string) {
 
 func formatToken(id, secret string) string { return tokenPrefix + "." + id + "." + secret }
 
-// ParseToken takes a join token apart.
+// ParseToken takes a join token apart. What it carries behind "@", addresses of
+// members, is passed over.
 func ParseToken(token string) (id, secret string, err error) {
-	prefix, rest, _ := strings.Cut(strings.TrimSpace(token), ".")
+	token, _, _ = strings.Cut(strings.TrimSpace(token), "@")
+	prefix, rest, _ := strings.Cut(token, ".")
 	id, secret, found := strings.Cut(rest, ".")
 	_, idErr := hex.DecodeString(id)
 	_, secretErr := base64.RawURLEncoding.DecodeString(secret)

@@ -20,6 +20,7 @@ import (
 
 const (
 	unaryReadBytes    = 8 << 10 // a request that is to be answered here fits into it
+	unaryFirstFor     = 10 * time.Second // as long as net/http waits for a request's header
 	unaryIdleFor      = 2 * time.Minute
 	unaryWriteTimeout = 30 * time.Second
 )
@@ -110,7 +111,7 @@ func (l *unaryListener) accept() {
 }
 
 func temporary(err error) bool {
-	ne, ok := err.(interface{ Temporary() bool }) //nolint:errorlint // as net/http does
+	ne, ok := err.(interface{ Temporary() bool }) // as net/http does
 	return ok && ne.Temporary()
 }
 
@@ -143,8 +144,8 @@ func (h *Handler) closeConn(c net.Conn) {
 func (l *unaryListener) serve(c net.Conn) {
 	br := bufio.NewReaderSize(c, unaryReadBytes)
 	u := &unaryCall{l: l, peer: c.RemoteAddr().String()}
-	for {
-		err := c.SetReadDeadline(time.Now().Add(unaryIdleFor))
+	for patience := unaryFirstFor; ; patience = unaryIdleFor {
+		err := c.SetReadDeadline(time.Now().Add(patience))
 		if err == nil {
 			_, err = br.Peek(1)
 		}

@@ -31,7 +31,7 @@ func serveBoth(t *testing.T) (lean, plain string) {
 		server := api.NewServer(h)
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if err := server.Serve(wrap(l)); err != http.ErrServerClosed { //nolint:errorlint // as documented
+			if err := server.Serve(wrap(l)); err != http.ErrServerClosed { // as documented
 				t.Errorf("serving: %v", err)
 			}
 		})

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,8 +23,11 @@ func (h vms) CreateVM(ctx context.Context, req *blixardv1.CreateVMRequest) (*bli
 	if err := blixard.CheckName(req.Name); err != nil {
 		return nil, err
 	}
-	spec, err := h.specOf(req.Spec)
+	spec, err := h.specOf(req.Name, req.Spec)
 	if err != nil {
+		return nil, err
+	}
+	if err := h.checkImage(ctx, blixard.VMName(req.Name), spec.Image); err != nil {
 		return nil, err
 	}
 	command := &state.CreateVM{Name: blixard.VMName(req.Name), Spec: spec, Start: req.Start == nil || *req.Start}
@@ -114,8 +118,11 @@ func (h vms) UpdateVM(ctx context.Context, req *blixardv1.UpdateVMRequest) (*bli
 	if req.Spec == nil {
 		return nil, blixard.Invalid("spec", "give the whole spec; what is left out gets its default", "the request has no spec")
 	}
-	spec, err := h.specOf(req.Spec)
+	spec, err := h.specOf(req.Name, req.Spec)
 	if err != nil {
+		return nil, err
+	}
+	if err := h.checkImage(ctx, blixard.VMName(req.Name), spec.Image); err != nil {
 		return nil, err
 	}
 	command := &state.UpdateVM{Name: blixard.VMName(req.Name), Spec: spec, ExpectVersion: req.ExpectVersion}
@@ -123,10 +130,14 @@ func (h vms) UpdateVM(ctx context.Context, req *blixardv1.UpdateVMRequest) (*bli
 }
 
 func (h vms) ScaleVM(ctx context.Context, req *blixardv1.ScaleVMRequest) (*blixardv1.Change, error) {
-	if req.Replicas < 0 || req.Replicas > blixard.MaxReplicas {
-		return nil, blixard.Invalid("replicas", "", "replicas is %d; it must be between 0 and %d", req.Replicas, blixard.MaxReplicas)
+	if req.Replicas == nil {
+		return nil, blixard.Invalid("replicas", "say how many there are to be; 0 is a number, too", "replicas is missing")
 	}
-	command := &state.ScaleVM{Name: blixard.VMName(req.Name), Replicas: int(req.Replicas), ExpectVersion: req.ExpectVersion}
+	replicas := req.GetReplicas()
+	if replicas < 0 || replicas > blixard.MaxReplicas {
+		return nil, blixard.Invalid("replicas", "", "replicas is %d; it must be between 0 and %d", replicas, blixard.MaxReplicas)
+	}
+	command := &state.ScaleVM{Name: blixard.VMName(req.Name), Replicas: int(replicas), ExpectVersion: req.ExpectVersion}
 	return h.change(ctx, req.IdempotencyKey, req.DryRun, command)
 }
 
@@ -211,6 +222,16 @@ func (h vms) ApplyVMs(ctx context.Context, req *blixardv1.ApplyVMsRequest) (*bli
 	if err != nil {
 		return nil, err
 	}
+	asked := map[string]bool{}
+	for i, command := range commands {
+		if asked[command.Spec.Image] || !h.newImage(command.Name, command.Spec.Image) {
+			continue
+		}
+		if err := h.checkImage(ctx, command.Name, command.Spec.Image); err != nil {
+			return nil, inField(err, fmt.Sprintf("vms[%d].spec.image", i))
+		}
+		asked[command.Spec.Image] = true
+	}
 	view, err := h.opt.Backend.ReadView(ctx)
 	if err != nil {
 		return nil, err
@@ -243,11 +264,14 @@ func (h vms) applyCommands(documents []*blixardv1.VMDocument) ([]*state.ApplyVM,
 			return nil, nil, blixard.Invalid(path+".name", "", "the VM %s is there twice, as vms[%d] too", d.Name, first)
 		}
 		seen[d.Name], names[i] = i, d.Name
-		spec, err := h.specOf(d.Spec)
+		if d.Spec == nil {
+			return nil, nil, blixard.Invalid(path+".spec", "give the whole spec; what is left out gets its default", "the document of the VM %s has no spec", d.Name)
+		}
+		spec, err := h.specOf(d.Name, d.Spec)
 		if err != nil {
 			return nil, nil, inField(err, path+"."+blixardv1.AsError(err).Field)
 		}
-		commands[i] = &state.ApplyVM{Name: blixard.VMName(d.Name), Spec: spec, Desired: blixard.Desired(d.Desired)}
+		commands[i] = &state.ApplyVM{Name: blixard.VMName(d.Name), Spec: spec, Desired: blixard.Desired(d.Desired), ExpectVersion: d.ExpectVersion}
 	}
 	return commands, names, nil
 }
@@ -270,7 +294,7 @@ func (h vms) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMRequest) (*b
 	question := schedule.Request{VM: blixard.VMName(req.Name)}
 	switch {
 	case req.Spec != nil:
-		spec, err := h.specOf(req.Spec)
+		spec, err := h.specOf(req.Name, req.Spec)
 		if err != nil {
 			return nil, err
 		}
@@ -288,6 +312,11 @@ func (h vms) ExplainVM(ctx context.Context, req *blixardv1.ExplainVMRequest) (*b
 		answer.Nodes = append(answer.Nodes, verdictMessage(view, question.VM, &verdict))
 	}
 	answer.Summary = schedule.Refuse(view, question.Spec).Summary
+	if !slices.ContainsFunc(answer.Nodes, func(n *blixardv1.NodeVerdict) bool { return n.Fits }) {
+		if room, ok := schedule.ExplainRoom(view, schedule.Want{Request: question}); ok {
+			answer.Summary += "; it would get " + room.String()
+		}
+	}
 	return answer, nil
 }
 

@@ -197,7 +197,7 @@ func TestWatchSnapshotThenChanges(t *testing.T) {
 		t.Errorf("got %v", deleted)
 	}
 	cancel()
-	for range in { //nolint:revive // until it is closed
+	for range in { // until it is closed
 	}
 }
 

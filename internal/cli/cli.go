@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,6 +76,7 @@ type app struct {
 	output         string
 	timeout        time.Duration
 	requestTimeout time.Duration
+	stale          bool // see mayBeStale
 	connected      *client.Client
 }
 
@@ -113,6 +115,7 @@ exit codes are listed by "blixard help exit-codes".`,
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return a.checkGlobals(cmd) }
 	registerValues(root, "output", outputNames...)
 	a.addCommands(root)
+	explainArguments(root)
 	root.SetHelpCommand(a.helpCommand())
 	root.SetUsageFunc(a.usage)
 	return root, a
@@ -158,10 +161,8 @@ func (a *app) checkGlobals(cmd *cobra.Command) error {
 
 // oneOf refuses a value that is not among the known ones.
 func oneOf(what, value string, known []string) error {
-	for _, k := range known {
-		if value == k {
-			return nil
-		}
+	if slices.Contains(known, value) {
+		return nil
 	}
 	hint := "known: " + strings.Join(known, ", ")
 	if near := blixard.Nearest(value, known); near != "" {
@@ -174,7 +175,7 @@ func oneOf(what, value string, known []string) error {
 func (a *app) addresses() []string {
 	text := firstOf(a.addr, a.env.Getenv("BLIXARD_ADDR"), defaultAddress)
 	var out []string
-	for _, part := range strings.Split(text, ",") {
+	for part := range strings.SplitSeq(text, ",") {
 		if part = strings.TrimSpace(part); part != "" {
 			out = append(out, part)
 		}
@@ -241,6 +242,7 @@ func ask[Req, Res any](ctx context.Context, a *app, method func(*client.Client, 
 	}
 	ctx, cancel := a.request(ctx)
 	defer cancel()
+	a.withFreshness(req)
 	return method(c, ctx, req)
 }
 

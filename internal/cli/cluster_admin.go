@@ -123,7 +123,7 @@ func (a *app) clusterMaintenance() *cobra.Command {
 				return err
 			}
 			on := args[0] == "enable"
-			answer, err := ask(cmd.Context(), a, (*client.Client).SetMaintenance, &blixardv1.SetMaintenanceRequest{On: on, DryRun: change.dryRun})
+			answer, err := ask(cmd.Context(), a, (*client.Client).SetMaintenance, &blixardv1.SetMaintenanceRequest{On: &on, DryRun: change.dryRun})
 			words := map[bool]string{true: "on", false: "off"}[on]
 			switch {
 			case err != nil:

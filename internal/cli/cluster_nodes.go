@@ -106,7 +106,7 @@ func (a *app) addNode(ctx context.Context, node *blixardv1.NodeIdentity, replace
 	if node.Zone != "" {
 		command += " --zone " + shellQuote(node.Zone)
 	}
-	for _, l := range strings.Split(pairs(node.Labels), ",") {
+	for l := range strings.SplitSeq(pairs(node.Labels), ",") {
 		if l != "" {
 			command += " --label " + shellQuote(l)
 		}

@@ -55,10 +55,14 @@ func (a *app) printStatus(w io.Writer, s *blixardv1.ClusterStatus, flags listFla
 			ready++
 		}
 	}
+	nodes := fmt.Sprintf("%d, %d ready", len(s.Nodes), ready)
+	if s.Leader == "" {
+		nodes += ", as last known: states change only by a leader's word"
+	}
 	lines := [][2]string{
 		{"Cluster", firstOf(s.Name, s.Id)},
 		{"Leader", firstOf(s.Leader, "none: nothing can be changed until there is one")},
-		{"Nodes", fmt.Sprintf("%d, %d ready", len(s.Nodes), ready)},
+		{"Nodes", nodes},
 		{"VMs", fmt.Sprintf("%d with %d instances, %d running", s.Vms, s.Instances, s.Running)},
 		{"Used", usedText(s.Used, s.Allocatable)},
 	}
@@ -104,6 +108,7 @@ func (a *app) clusterList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.listNodes(cmd.Context(), flags) },
 	}
 	flags.add(cmd, true)
+	a.mayBeStale(cmd)
 	return cmd
 }
 
@@ -121,9 +126,23 @@ func nodeListing(nodes []*blixardv1.Node, now time.Time) *listing {
 	l := &listing{
 		key: "nodes", empty: "there are no nodes",
 		columns: []column{
-			{name: "NODE"}, {name: "STATE"}, {name: "ROLE"}, {name: "AVAILABILITY"}, {name: "ADDRESS"}, {name: "ZONE"}, {name: "INSTANCES"}, {name: "MEMORY"}, {name: "AGE", wide: true},
-			{name: "VCPUS", wide: true}, {name: "HYPERVISORS", wide: true}, {name: "ACCELERATION", wide: true}, {name: "PUBLISH", wide: true},
-			{name: "MATCH", wide: true}, {name: "RELEASE", wide: true}, {name: "ROLES", wide: true}, {name: "LABELS", wide: true},
+			{name: "NODE"},
+			{name: "STATE"},
+			{name: "ROLE"},
+			{name: "AVAILABILITY"},
+			{name: "ADDRESS"},
+			{name: "ZONE"},
+			{name: "INSTANCES"},
+			{name: "MEMORY"},
+			{name: "AGE", wide: true},
+			{name: "VCPUS", wide: true},
+			{name: "HYPERVISORS", wide: true},
+			{name: "ACCELERATION", wide: true},
+			{name: "PUBLISH", wide: true},
+			{name: "MATCH", wide: true},
+			{name: "RELEASE", wide: true},
+			{name: "ROLES", wide: true},
+			{name: "LABELS", wide: true},
 		},
 	}
 	for _, n := range nodes {

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,7 +44,7 @@ func (a *app) tokenCreate() *cobra.Command {
 			}
 			a.note("the token is valid for %s; on the machine that joins:", shortDuration(ttl))
 			a.note("  sudo blixard cluster join --token TOKEN --node-id %s --address HOST:PORT", firstOf(node, "NAME"))
-			fmt.Fprintln(a.env.Stdout, got.Token+a.members(cmd.Context()))
+			fmt.Fprintln(a.env.Stdout, got.Token)
 			return nil
 		},
 	}
@@ -54,27 +53,6 @@ func (a *app) tokenCreate() *cobra.Command {
 	cmd.Flags().StringVar(&node, "node-id", "", "only for a node of this name")
 	change.add(cmd, false)
 	return cmd
-}
-
-// members are addresses to join at, as a token carries them: "@" and the nodes
-// in touch, at most three, the leader first. Empty when nobody says.
-func (a *app) members(ctx context.Context) string {
-	got, err := ask(ctx, a, (*client.Client).GetStatus, &blixardv1.GetStatusRequest{})
-	if err != nil {
-		return "" // the token is good without; --join names a member then
-	}
-	var at []string
-	for _, n := range got.Nodes {
-		if n.Id == got.Leader && n.Address != "" {
-			at = append([]string{n.Address}, at...)
-		} else if n.State == "Ready" && n.Role == "voter" {
-			at = append(at, n.Address)
-		}
-	}
-	if len(at) == 0 {
-		return ""
-	}
-	return "@" + strings.Join(at[:min(len(at), 3)], ",")
 }
 
 func (a *app) tokenList() *cobra.Command {

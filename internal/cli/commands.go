@@ -12,14 +12,15 @@ func (a *app) addCommands(root *cobra.Command) {
 	cluster := group("cluster", "The cluster: its nodes and its consensus",
 		a.clusterStatus(), a.clusterList(), a.clusterAddNode(), a.clusterRemoveNode(), a.clusterForceRemoveNode(), a.clusterLeave(),
 		a.clusterDrain(), a.clusterCordon(), a.clusterUncordon(), a.clusterLabel(),
-		a.clusterTransferLeader(), a.clusterSnapshot(), a.clusterMaintenance(),
+		a.clusterTransferLeader(), a.clusterSnapshot(), a.clusterRecord(), a.clusterMaintenance(),
 		group("token", "Tokens that let nodes join", a.tokenCreate(), a.tokenList(), a.tokenRevoke()),
 	)
 	cluster.AddCommand(a.env.ClusterExtra...)
+	image := group("image", "Images that VMs boot: import them, list them, delete them", a.imageImport(), a.imageList(), a.imageDelete())
 	dev := group("dev", "A cluster of real servers on this machine, to try things",
 		a.devUp(), a.devDown(), a.devStatus(), a.devKill(), a.devStart(), a.devLogs(), a.devEnv(),
 	)
-	root.AddCommand(vm, cluster, dev, a.apply(), a.delete(), a.get(), a.doctor(), a.version(), a.completion(), a.gen())
+	root.AddCommand(vm, cluster, image, dev, a.apply(), a.delete(), a.get(), a.doctor(), a.version(), a.completion(), a.gen())
 	root.AddCommand(a.env.Extra...)
 }
 

@@ -204,7 +204,7 @@ func (a *app) startNode(ctx context.Context, d *devCluster, n *devNode, noWait b
 		}
 		s, err := d.status(ctx, n.Listen)
 		if err != nil {
-			return false, "waiting for an answer of " + n.Name, nil
+			return false, "waiting for an answer of " + n.Name, nil //nolint:nilerr // it has not come up yet
 		}
 		for _, m := range s.Nodes {
 			if m.Id == n.Name {

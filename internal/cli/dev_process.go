@@ -169,7 +169,7 @@ func endAll(dir, exe string, grace time.Duration) error {
 func (p process) taps() []string {
 	var out []string
 	for _, arg := range p.args {
-		for _, part := range strings.Split(arg, ",") {
+		for part := range strings.SplitSeq(arg, ",") {
 			if name, is := strings.CutPrefix(part, "ifname="); is && name != "" {
 				out = append(out, name)
 			}

@@ -21,14 +21,15 @@ const serverGrace = 5 * time.Second
 func (a *app) devUp() *cobra.Command {
 	var nodes, vcpus int
 	var memory string
-	var detach bool
+	var detach, keep bool
 	var args []string
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start a cluster of real servers on this machine", Args: takes(),
 		Long: `Start a cluster of server processes on this machine, on loopback ports that are
 free, and wait until all nodes are ready. Their logs are shown until Ctrl-C, which
-ends servers and VMs; with --detach they go on in the background until
-"blixard dev down". The cluster is kept below $BLIXARD_DEV_DIR (default
+ends servers and VMs and deletes the cluster, unless it was there before or with
+--keep; with --detach they go on in the background until "blixard dev down". The
+cluster is kept below $BLIXARD_DEV_DIR (default
 ~/.local/state/blixard/dev); several with different directories can run at once.
 Each node publishes ports of VMs on a loopback address of its own.`,
 		Example: "  blixard dev up --detach && eval \"$(blixard dev env)\" && blixard cluster status",
@@ -43,30 +44,36 @@ Each node publishes ports of VMs on a loopback address of its own.`,
 				return blixard.Invalid("--capacity-vcpus", "", "--capacity-vcpus is %d; it must be between 1 and %d", vcpus, blixard.MaxVCPUs)
 			}
 			want := &devCluster{Format: 1, CapacityMemory: memory, CapacityVCPUs: vcpus, Args: args}
-			return a.devBringUp(cmd, want, nodes, detach)
+			return a.devBringUp(cmd, want, nodes, detach, keep)
 		},
 	}
 	f := cmd.Flags()
 	f.IntVar(&nodes, "nodes", 3, "how many nodes")
 	f.BoolVarP(&detach, "detach", "d", false, "return when the cluster is ready")
+	f.BoolVar(&keep, "keep", false, "keep the state when Ctrl-C ends it; blixard dev up starts it again")
 	f.StringVar(&memory, "capacity-memory", "4G", "memory that each node offers to VMs")
 	f.IntVar(&vcpus, "capacity-vcpus", 8, "vCPUs that each node offers to VMs")
 	f.StringArrayVar(&args, "server-arg", nil, "a further argument for each server, such as --server-arg=--lease=2s")
 	return cmd
 }
 
-func (a *app) devBringUp(cmd *cobra.Command, want *devCluster, nodes int, detach bool) (err error) {
+func (a *app) devBringUp(cmd *cobra.Command, want *devCluster, nodes int, detach, keep bool) (err error) {
 	d, err := a.prepareDev(cmd, want, nodes)
 	if err != nil {
 		return err
 	}
+	keep = keep || d != want // what was there before is not this command's to delete
 	if err := a.startDev(cmd.Context(), d); err != nil {
 		defer func() { err = errors.Join(err, d.release()) }()
-		if cmd.Context().Err() != nil || !detach {
-			return errors.Join(err, a.endDev(d))
+		switch {
+		case cmd.Context().Err() != nil:
+			return errors.Join(err, a.endForeground(d, keep))
+		case detach:
+			a.note("what was started runs on; `blixard dev down` ends it, `blixard dev logs` shows more")
+			return err
 		}
-		a.note("what was started runs on; `blixard dev down` ends it, `blixard dev logs` shows more")
-		return err
+		a.note("the logs are kept in %s (`blixard dev down` deletes them)", d.dir)
+		return errors.Join(err, a.endDev(d))
 	}
 	are := "nodes are"
 	if len(d.Nodes) == 1 {
@@ -82,12 +89,51 @@ func (a *app) devBringUp(cmd *cobra.Command, want *devCluster, nodes int, detach
 	}
 	a.note("`eval \"$(blixard dev env)\"` in another shell points commands at it; Ctrl-C ends it")
 	followErr := a.followLogs(cmd.Context(), d, d.Nodes, 0)
-	a.note("ending servers and VMs")
-	if err := errors.Join(followErr, a.endDev(d)); err != nil {
-		return err
+	return errors.Join(followErr, a.endForeground(d, keep))
+}
+
+// endForeground ends a cluster that was brought up in the foreground. Another
+// command may have ended it, or changed it, meanwhile.
+func (a *app) endForeground(d *devCluster, keep bool) error {
+	if d.lock == nil {
+		now, err := a.lockedDev()
+		if err != nil {
+			return err
+		}
+		if now == nil {
+			a.note("ended by another command")
+			return nil
+		}
+		d = now
 	}
-	a.note("ended; the state is kept in %s (`blixard dev down` deletes it)", d.dir)
-	return nil
+	a.note("ending servers and VMs")
+	if err := a.endDev(d); err != nil {
+		return errors.Join(err, d.release())
+	}
+	if keep {
+		a.note("ended; the state is kept in %s (`blixard dev up` starts it again, `blixard dev down` deletes it)", d.dir)
+		return d.release()
+	}
+	err := d.delete()
+	if err == nil {
+		a.note("ended, and nothing is left of %s", d.dir)
+	}
+	return errors.Join(err, d.release())
+}
+
+// lockedDev reads the cluster as it is now, and waits a while for a command that
+// is at work on it; nil when there is none any more.
+func (a *app) lockedDev() (*devCluster, error) {
+	deadline := time.Now().Add(30 * time.Second)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		d, err := a.openDev(true)
+		if blixard.CodeOf(err) != blixard.CodeConflict || time.Now().After(deadline) {
+			return d, err
+		}
+		<-tick.C
+	}
 }
 
 // prepareDev finds the cluster of the directory, or lays out a new one. It
@@ -227,7 +273,7 @@ func (a *app) awaitDev(ctx context.Context, d *devCluster, nodes []*devNode, rea
 		}
 		s, err := d.status(ctx)
 		if err != nil {
-			return false, "waiting for an answer", nil
+			return false, "waiting for an answer", nil //nolint:nilerr // they have not come up yet
 		}
 		have, voting := 0, 0
 		for _, n := range s.Nodes {

@@ -60,7 +60,7 @@ changed. Ends with 1 if anything fails.`,
 			}
 			if failed > 0 {
 				a.note("%d checks failed", failed)
-				return silentFailure(1)
+				return silentError(1)
 			}
 			return nil
 		},

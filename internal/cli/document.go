@@ -33,6 +33,8 @@ known is an error; either all of the documents are applied or none.
   metadata:
     name: webapp
     labels: {team: shop}
+    version: 12               # as "blixard get -o yaml" prints it: a VM that was
+                              # changed since is left alone; left out: any
   spec:
     image: builtin            # or sha256:… of an imported image
     replicas: 3
@@ -61,7 +63,19 @@ known is an error; either all of the documents are applied or none.
     desired: running          # or stopped; left out: new VMs start
 
 kind: Platform holds several VMs in spec.vms, each with name and the fields of a
-VM's spec, and placement {nodeSelector, spreadAcross, nodeAffinity.preferred}.
+VM's spec, and
+
+    placement:
+      nodeSelector: {storage: nvme}            # must hold
+      spreadAcross: zone
+      nodeAffinity:
+        required: {gpu: "yes"}                 # must hold
+        preferred: {rack: r1, disk: fast}      # better to hold; each label for itself
+
+kind: Node describes a machine that need not exist, for blixard sim plan only:
+spec {vcpus, memory, disk, reserved, zone, labels, roles, witness, hypervisors,
+maxInstances, availability, acceleration, count}; count: 3 stands for three
+alike, name-1 to name-3.
 `)
 }
 
@@ -72,11 +86,12 @@ type vmDocument struct {
 	name    string
 	spec    blixard.VMSpec
 	desired string
+	version uint64     // that it is to have; 0: any
 	image   *yaml.Node // nil: not given
 }
 
 func (v *vmDocument) request() *blixardv1.VMDocument {
-	return &blixardv1.VMDocument{Name: v.name, Spec: requestSpec(v.spec), Desired: v.desired}
+	return &blixardv1.VMDocument{Name: v.name, Spec: requestSpec(v.spec), Desired: v.desired, ExpectVersion: v.version}
 }
 
 // readDocuments reads files, directories and "-" for standard input. Errors are
@@ -94,8 +109,7 @@ func (a *app) readDocuments(paths []string) ([]vmDocument, error) {
 			return nil, err
 		}
 		docs, err := parseDocuments(shownName(path), data)
-		var de documentErrors
-		if errors.As(err, &de) {
+		if de, ok := errors.AsType[documentErrors](err); ok {
 			wrong = append(wrong, de...)
 		} else if err != nil {
 			return nil, err
@@ -201,7 +215,11 @@ func (a *app) readFile(path string) ([]byte, error) {
 
 // parseDocuments reads the VMs of one file.
 func parseDocuments(file string, data []byte) ([]vmDocument, error) {
-	r := &reader{file: file}
+	return parseInto(&reader{file: file}, data)
+}
+
+// parseInto reads documents with a reader of one's own.
+func parseInto(r *reader, data []byte) ([]vmDocument, error) {
 	var docs []vmDocument
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	for {
@@ -211,7 +229,7 @@ func parseDocuments(file string, data []byte) ([]vmDocument, error) {
 			break
 		}
 		if err != nil {
-			r.errors = append(r.errors, syntaxError(file, err))
+			r.errors = append(r.errors, syntaxError(r.file, err))
 			break
 		}
 		if n.Kind == yaml.DocumentNode && len(n.Content) == 1 && !isNull(n.Content[0]) {
@@ -259,6 +277,9 @@ func (r *reader) document(n *yaml.Node) []vmDocument {
 		return r.vmOf(n, metadata, spec)
 	case "Platform":
 		return r.platform(n, metadata, spec)
+	case "Node":
+		r.node(n, metadata, spec)
+		return nil
 	case "List":
 		var out []vmDocument
 		if items != nil {
@@ -290,7 +311,7 @@ func (r *reader) vmOf(n, metadata, spec *yaml.Node) []vmDocument {
 		return nil
 	}
 	var labels []blixard.Label
-	r.mapping("metadata", metadata, map[string]field{"name": r.vmName(&doc), "labels": r.labels(&labels, checkLabel)})
+	r.mapping("metadata", metadata, map[string]field{"name": r.vmName(&doc), "labels": r.labels(&labels, checkLabel), "version": r.version(&doc.version)})
 	if doc.name == "" && !r.errorIn(metadata) {
 		r.fail(metadata, "write metadata: {name: …}", "the VM has no metadata.name")
 	}
@@ -300,11 +321,10 @@ func (r *reader) vmOf(n, metadata, spec *yaml.Node) []vmDocument {
 	} else {
 		spec = n
 	}
-	for _, l := range labels {
-		if !slices.ContainsFunc(doc.spec.Labels, func(have blixard.Label) bool { return have.Key == l.Key }) {
-			doc.spec.Labels = append(doc.spec.Labels, l)
-		}
+	if len(labels) > 0 && len(doc.spec.Labels) > 0 {
+		r.fail(spec, "move them to metadata.labels", "labels are given in metadata.labels and in spec.labels")
 	}
+	doc.spec.Labels = append(doc.spec.Labels, labels...)
 	if len(r.errors) == before {
 		r.complete(spec, "spec", &doc)
 	}
@@ -332,7 +352,7 @@ func (r *reader) vmName(doc *vmDocument) field {
 
 // complete checks a VM as a whole.
 func (r *reader) complete(n *yaml.Node, path string, doc *vmDocument) {
-	err := checkSpec(doc.spec)
+	err := checkSpec(doc.name, doc.spec)
 	if err == nil {
 		return
 	}

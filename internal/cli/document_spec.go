@@ -99,7 +99,7 @@ func (r *reader) ports(s *blixard.VMSpec) field {
 func (r *reader) constraints(s *blixard.VMSpec) field {
 	return func(path string, n *yaml.Node) {
 		r.each(path, n, func(path string, n *yaml.Node) {
-			more, err := blixard.ParseConstraints(n.Value)
+			more, err := parseConstraints(n.Value)
 			switch {
 			case n.Kind != yaml.ScalarNode:
 				r.fail(n, "", `%s must be a text such as "storage=nvme"`, path)

@@ -37,24 +37,21 @@ var exitCodes = []struct {
 	{exitInterrupted, "", "interrupted by Ctrl-C; what was asked for goes on"},
 }
 
-// guestExit carries the exit code of a command that ran in a guest; there is
+// guestExitError carries the exit code of a command that ran in a guest; there is
 // nothing to say about it.
-type guestExit int
+type guestExitError int
 
-func (g guestExit) Error() string { return fmt.Sprintf("the command ended with %d", int(g)) }
+func (g guestExitError) Error() string { return fmt.Sprintf("the command ended with %d", int(g)) }
 
 // report tells an error to the user and returns the exit code.
 func (a *app) report(err error) int {
-	var inGuest guestExit
-	if errors.As(err, &inGuest) {
+	if inGuest, ok := errors.AsType[guestExitError](err); ok {
 		return int(inGuest)
 	}
-	var silent silentFailure
-	if errors.As(err, &silent) {
+	if silent, ok := errors.AsType[silentError](err); ok {
 		return int(silent)
 	}
-	var many documentErrors
-	if errors.As(err, &many) {
+	if many, ok := errors.AsType[documentErrors](err); ok {
 		for _, line := range many.lines() { // as editors know to read them
 			a.note("%s", line)
 		}
@@ -75,10 +72,10 @@ func (a *app) report(err error) int {
 	return client.ExitCode(err)
 }
 
-// silentFailure is an exit code after everything was said.
-type silentFailure int
+// silentError is an exit code after everything was said.
+type silentError int
 
-func (s silentFailure) Error() string { return fmt.Sprintf("exit %d", int(s)) }
+func (s silentError) Error() string { return fmt.Sprintf("exit %d", int(s)) }
 
 // say writes a line of words.
 func (a *app) say(format string, args ...any) {
@@ -92,8 +89,7 @@ func (a *app) note(format string, args ...any) {
 
 // flagError explains a flag that cannot be used.
 func flagError(cmd *cobra.Command, err error) error {
-	var unknown *pflag.NotExistError
-	if errors.As(err, &unknown) {
+	if unknown, ok := errors.AsType[*pflag.NotExistError](err); ok {
 		var known []string
 		cmd.Flags().VisitAll(func(f *pflag.Flag) {
 			if !f.Hidden {
@@ -111,11 +107,9 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 		return blixard.Invalid(flag, hint, "%s has no flag %s", cmd.CommandPath(), flag)
 	}
-	var value *pflag.InvalidValueError
-	if errors.As(err, &value) {
+	if value, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
 		flag := "--" + value.GetFlag().Name
-		var e *blixard.Error
-		if errors.As(value.Unwrap(), &e) {
+		if e, ok := errors.AsType[*blixard.Error](value.Unwrap()); ok {
 			return &blixard.Error{Code: blixard.CodeInvalid, Field: flag, Hint: e.Hint, Message: flag + ": " + e.Message}
 		}
 		return blixard.Invalid(flag, kindHint(value.GetFlag().Value.Type()), "%s: %q cannot be used", flag, value.GetValue())
@@ -175,6 +169,29 @@ func takes(names ...string) cobra.PositionalArgs {
 			return blixard.Invalid("arguments", "usage: "+usage, "%s does not know what to do with %q", cmd.CommandPath(), args[most])
 		}
 		return nil
+	}
+}
+
+// explainArguments gives commands whose arguments are checked by the library,
+// such as those of Env.Extra, the words and the exit code of all others.
+func explainArguments(cmd *cobra.Command) {
+	for _, c := range cmd.Commands() {
+		explainArguments(c)
+	}
+	check := cmd.Args
+	if check == nil {
+		return
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		err := check(cmd, args)
+		if _, explained := errors.AsType[*blixard.Error](err); err == nil || explained {
+			return err
+		}
+		usage := "usage: " + cmd.UseLine()
+		if len(args) > 0 && check(cmd, nil) == nil {
+			return blixard.Invalid("arguments", usage, "%s does not know what to do with %q", cmd.CommandPath(), args[0])
+		}
+		return blixard.Invalid("arguments", usage, "%s: %v", cmd.CommandPath(), err)
 	}
 }
 

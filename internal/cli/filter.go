@@ -59,7 +59,7 @@ func parseCondition(part string) (condition, error) {
 // narrow leaves the rows that match, in order.
 func (l *listing) narrow(flags listFlags) error {
 	for _, f := range flags.filters {
-		for _, part := range strings.Split(f, ",") {
+		for part := range strings.SplitSeq(f, ",") {
 			c, err := parseCondition(part)
 			if err != nil {
 				return err
@@ -160,7 +160,7 @@ func (c condition) holds(have cell) (bool, error) {
 	number := have.number
 	if have.kind == textCell {
 		if number, err = amount(textCell, have.text); err != nil {
-			return false, nil
+			return false, nil //nolint:nilerr // a text that is no amount is not compared with one
 		}
 	}
 	order := cmp.Compare(number, want)
@@ -191,7 +191,7 @@ func (c condition) equals(have cell) (bool, error) {
 		}
 	}
 	// A cell such as "node1,node2" equals each of its parts.
-	for _, part := range strings.Split(have.text, ",") {
+	for part := range strings.SplitSeq(have.text, ",") {
 		if strings.EqualFold(part, c.value) {
 			return true, nil
 		}

@@ -43,6 +43,7 @@ func (a *app) get() *cobra.Command {
 		},
 	}
 	flags.add(cmd, true)
+	a.mayBeStale(cmd)
 	return cmd
 }
 

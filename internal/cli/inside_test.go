@@ -5,13 +5,85 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/blixard/blixard"
+	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 )
+
+// zeros are the paths of what is not set in a value.
+func zeros(v reflect.Value, path string) []string {
+	if v.Kind() == reflect.Pointer && !v.IsNil() {
+		v = v.Elem()
+	}
+	if v.Kind() != reflect.Struct {
+		if v.IsZero() {
+			return []string{path}
+		}
+		return nil
+	}
+	var out []string
+	for i := range v.NumField() {
+		out = append(out, zeros(v.Field(i), path+"."+v.Type().Field(i).Name)...)
+	}
+	return out
+}
+
+// TestAFlagForEveryFieldOfASpec: whatever a VM can be, `vm create` can say, and so
+// can a document.
+func TestAFlagForEveryFieldOfASpec(t *testing.T) {
+	var flags specFlags
+	cmd := &cobra.Command{}
+	flags.add(cmd)
+	for _, set := range []string{
+		"type=long-lived", "image=builtin", "hypervisor=qemu", "replicas=2", "vcpus=2", "memory=1G", "disk=1G", "constraint=zone=a", "prefer=zone=a:60",
+		"affinity=web", "anti-affinity-group=g", "spread-across=zone", "strategy=binpack", "priority=7", "env=A=b", "label=a=b", "publish=80:80",
+		"health-check=http:80/ok", "health-interval=1s", "health-timeout=1s", "health-start-period=1s", "health-retries=2", "singleton=true",
+		"on-partition=stop", "restart=never", "restart-backoff=1s", "restart-max-backoff=2s", "max-restarts=3", "depends-on=web", "network=user", "stop-grace=1s",
+	} {
+		name, value, _ := strings.Cut(set, "=")
+		if err := cmd.Flags().Set(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec, err := flags.merge(cmd.Flags(), nil, []string{"/bin/true"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// An http check has no command; `--health-check exec:COMMAND` has nothing else.
+	if left := zeros(reflect.ValueOf(spec), "spec"); !slices.Equal(left, []string{"spec.Health.Command"}) {
+		t.Errorf("no flag sets %v", left)
+	}
+	// The document of this VM says as much.
+	file := filepath.Join(t.TempDir(), "vm.yaml")
+	var doc bytes.Buffer
+	a := &app{output: formatYAML}
+	if err := a.printObject(&doc, document(&blixardv1.VM{Name: "all", Desired: "running", Spec: requestSpec(spec)})); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, doc.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	docs, err := a.readDocuments([]string{file})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, doc.String())
+	}
+	if got, want := requestSpec(docs[0].spec), requestSpec(spec); !proto.Equal(got, want) {
+		t.Errorf("a document loses something:\n%v\n%v", got, want)
+	}
+	var none blixard.VMSpec
+	if left := zeros(reflect.ValueOf(none), ""); len(left) < 20 {
+		t.Errorf("only %d fields are looked at", len(left))
+	}
+}
 
 func TestCompareNatural(t *testing.T) {
 	have := []string{"web-10", "web-2", "b", "web-02", "a", "web-1x", "web-1", ""}
@@ -93,14 +165,14 @@ items:
 - &a
   apiVersion: blixard.dev/v1
   kind: VM
-  metadata: {name: a, labels: {x: "1"}}
-  spec: {memory: 64, labels: {y: "2"}, healthCheck: "exec:true", stopGrace: 1500ms, env: [A=b]}
+  metadata: {name: a, labels: {x: "1", y: "2"}, version: 7}
+  spec: {memory: 64, healthCheck: "exec:true", stopGrace: 1500ms, env: [A=b]}
 `))
 	if err != nil || len(docs) != 1 {
 		t.Fatalf("%v, %d documents", err, len(docs))
 	}
 	d := docs[0]
-	if d.name != "a" || d.spec.MemoryMiB != 64 || len(d.spec.Labels) != 2 || d.spec.Health.Command[2] != "true" || d.spec.StopGraceMS != 1500 || d.spec.Env[0].Value != "b" || d.spec.Replicas != 1 {
+	if d.name != "a" || d.spec.MemoryMiB != 64 || len(d.spec.Labels) != 2 || d.request().ExpectVersion != 7 || d.spec.Health.Command[2] != "true" || d.spec.StopGraceMS != 1500 || d.spec.Env[0].Value != "b" || d.spec.Replicas != 1 {
 		t.Fatalf("%+v", d.spec)
 	}
 }
@@ -115,7 +187,7 @@ func FuzzDocuments(f *testing.F) {
 		docs, err := parseDocuments("f", []byte(text))
 		for _, d := range docs {
 			if err == nil {
-				if err := checkSpec(d.spec); err != nil {
+				if err := checkSpec(d.name, d.spec); err != nil {
 					t.Fatalf("a document was taken that the cluster refuses: %v", err)
 				}
 			}

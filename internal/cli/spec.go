@@ -11,10 +11,10 @@ import (
 	blixardv1 "github.com/blixard/blixard/api/blixard/v1"
 )
 
-// checkSpec completes a spec and refuses what the cluster would refuse, so that
+// checkSpec completes the spec of a VM, whose name may be empty, and refuses what the cluster would refuse, so that
 // a mistake is told where it was made. The spec itself stays as the user wrote
 // it: defaults are the cluster's to give.
-func checkSpec(spec blixard.VMSpec) error {
+func checkSpec(name string, spec blixard.VMSpec) error {
 	spec.Publish = slices.Clone(spec.Publish)
 	spec.Labels = slices.Clone(spec.Labels)
 	spec.Preferences = slices.Clone(spec.Preferences)
@@ -26,7 +26,7 @@ func checkSpec(spec blixard.VMSpec) error {
 		spec.Image = "builtin" // a path is packed and sent before
 	}
 	spec.Defaults()
-	return spec.Check()
+	return spec.CheckNew(blixard.VMName(name))
 }
 
 // requestSpec is a spec as a request.
@@ -97,7 +97,6 @@ func document(vm *blixardv1.VM) map[string]any {
 	put("disk", blixard.FormatMiB(s.GetDiskMib()), s.GetDiskMib() != 0)
 	put("command", s.GetCommand(), len(s.GetCommand()) > 0)
 	put("env", s.GetEnv(), len(s.GetEnv()) > 0)
-	put("labels", s.GetLabels(), len(s.GetLabels()) > 0)
 	var ports []string
 	for _, p := range s.GetPublish() {
 		ports = append(ports, portText(p))
@@ -155,7 +154,11 @@ func document(vm *blixardv1.VM) map[string]any {
 		spec["healthCheck"] = check
 	}
 	put("desired", vm.GetDesired(), vm.GetDesired() != "")
-	return map[string]any{"apiVersion": apiVersion, "kind": "VM", "metadata": map[string]any{"name": vm.GetName()}, "spec": spec}
+	metadata := map[string]any{"name": vm.GetName(), "version": vm.GetVersion()}
+	if labels := s.GetLabels(); len(labels) > 0 {
+		metadata["labels"] = labels
+	}
+	return map[string]any{"apiVersion": apiVersion, "kind": "VM", "metadata": metadata, "spec": spec}
 }
 
 func durationText(ms int64) string { return (time.Duration(ms) * time.Millisecond).String() }
@@ -243,6 +246,15 @@ func parseHealth(text string) (*blixard.HealthCheck, error) {
 	return h, nil
 }
 
+// parseConstraints is for texts that were given: an empty one is a mistake.
+func parseConstraints(text string) ([]blixard.Constraint, error) {
+	out, err := blixard.ParseConstraints(text)
+	if err == nil && len(out) == 0 {
+		err = blixard.Invalid("constraint", `write key=value, key!=value or key>=quantity, such as "storage=nvme,memory>=32GB"`, "the constraint is empty")
+	}
+	return out, err
+}
+
 // parsePreference reads "CONSTRAINT[:WEIGHT]".
 func parsePreference(text string) ([]blixard.Preference, error) {
 	weight := 0
@@ -254,7 +266,7 @@ func parsePreference(text string) ([]blixard.Preference, error) {
 			text, weight = text[:at], w
 		}
 	}
-	constraints, err := blixard.ParseConstraints(text)
+	constraints, err := parseConstraints(text)
 	var out []blixard.Preference
 	for _, c := range constraints {
 		out = append(out, blixard.Preference{Constraint: c, Weight: weight})
@@ -262,7 +274,7 @@ func parsePreference(text string) ([]blixard.Preference, error) {
 	return out, err
 }
 
-// parsePairs reads "KEY=VALUE" texts; a later one of the same key wins.
+// parsePairs reads "KEY=VALUE" texts, each key once.
 func parsePairs(field string, texts []string, check func(key, value string) error) ([]blixard.Label, error) {
 	var out []blixard.Label
 	for _, t := range texts {
@@ -275,14 +287,15 @@ func parsePairs(field string, texts []string, check func(key, value string) erro
 				return nil, err
 			}
 		}
-		if at := slices.IndexFunc(out, func(l blixard.Label) bool { return l.Key == key }); at >= 0 {
-			out[at].Value = value
-			continue
+		if slices.ContainsFunc(out, func(l blixard.Label) bool { return l.Key == key }) {
+			return nil, blixard.Invalid(field, "give it once", "%s is given twice", key)
 		}
 		out = append(out, blixard.Label{Key: key, Value: value})
 	}
 	return out, nil
 }
+
+func checkEnv(key, _ string) error { return blixard.CheckEnvName(key) }
 
 func checkLabel(key, value string) error {
 	if err := blixard.CheckLabelKey(key); err != nil {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,6 +28,9 @@ type specFlags struct {
 	retries     int
 	stopGrace   time.Duration
 	restart     string
+	backoff     time.Duration
+	maxBackoff  time.Duration
+	maxRestarts int
 }
 
 func (s *specFlags) add(cmd *cobra.Command) {
@@ -34,7 +38,7 @@ func (s *specFlags) add(cmd *cobra.Command) {
 	f.StringVar(&s.spec.Type, "type", "long-lived", "kind of VM; only long-lived")
 	f.StringVar(&s.spec.Image, "image", "builtin", "builtin, sha256:… of an imported image, or a PATH (kernel+initrd or rootfs) that is imported first")
 	f.IntVar(&s.spec.Replicas, "replicas", 1, "how many instances")
-	f.StringVar(&s.spec.Hypervisor, "hypervisor", "", "driver that nodes must have, such as qemu; the node chooses if empty")
+	f.StringVar(&s.spec.Hypervisor, "hypervisor", "", "driver that nodes must have: "+strings.Join(blixard.Hypervisors(), ", ")+"; this release has qemu; the node chooses if empty")
 	f.StringVar(&s.memory, "memory", "512M", "memory of an instance, such as 512M or 2G")
 	f.IntVar(&s.spec.VCPUs, "vcpus", 1, "virtual CPUs of an instance")
 	f.StringVar(&s.disk, "disk", "", "disk of an instance, such as 10G")
@@ -43,8 +47,8 @@ func (s *specFlags) add(cmd *cobra.Command) {
 	f.StringSliceVar(&s.affinity, "affinity", nil, "VMs beside which this one must run")
 	f.StringVar(&s.spec.AntiAffinityGroup, "anti-affinity-group", "", "no two instances of one group share a node")
 	f.StringVar(&s.spec.SpreadAcross, "spread-across", "", "node label whose values instances are spread over, such as zone")
-	f.StringVar(&s.spec.Strategy, "strategy", "", "spread (default) or binpack")
-	f.IntVar(&s.spec.Priority, "priority", 0, "1 to 1000, higher is placed first (default 500)")
+	f.StringVar(&s.spec.Strategy, "strategy", "", "spread over nodes (default) or binpack: fill one before the next")
+	f.IntVar(&s.spec.Priority, "priority", 0, "1 to 1000; higher is placed first, and preempts lower ones when it fits nowhere (default 500)")
 	f.StringArrayVarP(&s.env, "env", "e", nil, "environment of the guest's command, KEY=VALUE")
 	f.StringArrayVarP(&s.labels, "label", "l", nil, "label of the VM, KEY=VALUE")
 	f.StringArrayVarP(&s.publish, "publish", "p", nil, "publish a guest's port on its node, [HOST:]GUEST[/udp]")
@@ -56,9 +60,13 @@ func (s *specFlags) add(cmd *cobra.Command) {
 	f.BoolVar(&s.spec.Singleton, "singleton", false, "at no instant do two incarnations of an instance run")
 	f.StringVar(&s.spec.OnPartition, "on-partition", "", "what a node that is cut off does: stop (default for singletons) or continue")
 	f.StringVar(&s.restart, "restart", "", "always (default), on-failure or never")
+	f.DurationVar(&s.backoff, "restart-backoff", 0, "time before the first restart, doubled for each further one (default 1s)")
+	f.DurationVar(&s.maxBackoff, "restart-max-backoff", 0, "longest time before a restart (default 1m)")
+	f.IntVar(&s.maxRestarts, "max-restarts", 0, "restarts until it is left alone; counted anew once it ran for ten minutes; 0: no limit")
 	f.StringSliceVar(&s.dependsOn, "depends-on", nil, "VMs that must run before this one starts")
 	f.StringVar(&s.spec.Network, "network", "", "user or bridge; the node chooses if empty")
 	f.DurationVar(&s.stopGrace, "stop-grace", 0, "time the guest gets to shut down (default 10s)")
+	registerValues(cmd, "hypervisor", blixard.Hypervisors()...)
 	registerValues(cmd, "strategy", "spread", "binpack")
 	registerValues(cmd, "on-partition", "stop", "continue")
 	registerValues(cmd, "restart", "always", "on-failure", "never")
@@ -96,6 +104,9 @@ func (s *specFlags) merge(flags *pflag.FlagSet, base *blixard.VMSpec, command []
 		"on-partition":        func() { spec.OnPartition = s.spec.OnPartition },
 		"network":             func() { spec.Network = s.spec.Network },
 		"restart":             func() { spec.Restart.Mode = s.restart },
+		"restart-backoff":     func() { spec.Restart.BackoffMS = s.backoff.Milliseconds() },
+		"restart-max-backoff": func() { spec.Restart.MaxBackoffMS = s.maxBackoff.Milliseconds() },
+		"max-restarts":        func() { spec.Restart.MaxRestarts = s.maxRestarts },
 		"stop-grace":          func() { spec.StopGraceMS = s.stopGrace.Milliseconds() },
 		"affinity":            func() { spec.AffinityVMs = toVMNames(s.affinity) },
 		"depends-on":          func() { spec.DependsOn = toVMNames(s.dependsOn) },
@@ -112,7 +123,7 @@ func (s *specFlags) merge(flags *pflag.FlagSet, base *blixard.VMSpec, command []
 			return spec, err
 		}
 	}
-	return spec, checkSpec(spec)
+	return spec, checkSpec("", spec)
 }
 
 func toVMNames(names []string) []blixard.VMName {
@@ -157,8 +168,19 @@ func (s *specFlags) mergeAmounts(spec *blixard.VMSpec, given func(string) bool) 
 			return inFlag("--disk", err)
 		}
 	}
-	if given("stop-grace") && s.stopGrace < time.Millisecond {
-		return blixard.Invalid("--stop-grace", "give at least 1ms", "--stop-grace is %s", s.stopGrace)
+	for _, d := range []struct {
+		flag  string
+		value time.Duration
+	}{
+		{"stop-grace", s.stopGrace},
+		{"restart-backoff", s.backoff},
+		{"restart-max-backoff", s.maxBackoff},
+		{"health-interval", s.interval},
+		{"health-timeout", s.healthLimit},
+	} {
+		if given(d.flag) && d.value < time.Millisecond {
+			return blixard.Invalid("--"+d.flag, "give at least 1ms", "--%s is %s", d.flag, d.value)
+		}
 	}
 	return nil
 }
@@ -168,7 +190,7 @@ func (s *specFlags) mergeLists(spec *blixard.VMSpec, given func(string) bool) er
 	if given("constraint") {
 		spec.Constraints = nil
 		for _, text := range s.constraints {
-			more, err := blixard.ParseConstraints(text)
+			more, err := parseConstraints(text)
 			if err != nil {
 				return inFlag("--constraint", err)
 			}
@@ -196,7 +218,7 @@ func (s *specFlags) mergeLists(spec *blixard.VMSpec, given func(string) bool) er
 		}
 	}
 	if given("env") {
-		if spec.Env, err = parsePairs("--env", s.env, nil); err != nil {
+		if spec.Env, err = parsePairs("--env", s.env, checkEnv); err != nil {
 			return inFlag("--env", err)
 		}
 	}

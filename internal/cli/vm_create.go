@@ -122,37 +122,50 @@ func (a *app) create(ctx context.Context, name string, spec blixard.VMSpec, star
 // sendImage packs and sends an image that is named by a path.
 func (a *app) sendImage(ctx context.Context, spec *blixard.VMSpec, dryRun bool) error {
 	path := spec.Image
-	if path == "" || path == "builtin" || strings.HasPrefix(path, "sha256:") {
+	if path == "" || path == "builtin" || strings.HasPrefix(path, imagePrefix) {
 		return nil
 	}
+	digest, err := a.importImage(ctx, path, dryRun)
+	if err != nil {
+		return err
+	}
+	spec.Image = digest
+	if dryRun {
+		spec.Image = "builtin" // in its place: what is not sent is kept nowhere
+	}
+	return nil
+}
+
+// importImage packs what is at a path, sends it unless dryRun, and returns its
+// "sha256:…".
+func (a *app) importImage(ctx context.Context, path string, dryRun bool) (digest string, err error) {
 	if _, err := os.Stat(path); err != nil {
 		if os.IsNotExist(err) {
-			return blixard.Invalid("--image", "use builtin, sha256:… of an imported image, or the path of a bundle or root filesystem", "there is no file %s", path)
+			return "", blixard.Invalid("--image", "use builtin, sha256:… of an imported image, or the path of a bundle or root filesystem", "there is no file %s", path)
 		}
-		return fileError(path, err)
+		return "", fileError(path, err)
 	}
 	if a.env.PackImage == nil {
-		return &blixard.Error{Code: blixard.CodeRefused, Message: "this program cannot pack images", Hint: "use builtin or sha256:… of an imported image"}
+		return "", &blixard.Error{Code: blixard.CodeRefused, Message: "this program cannot pack images", Hint: "use builtin or sha256:… of an imported image"}
 	}
 	a.note("packing %s", path)
 	packed, err := a.env.PackImage(ctx, path)
 	if err != nil {
-		return fmt.Errorf("packing the image %s: %w", path, err)
+		return "", fmt.Errorf("packing the image %s: %w", path, err)
 	}
 	defer packed.Close()
-	spec.Image = packed.Digest
 	if dryRun {
-		return nil
+		return packed.Digest, nil
 	}
 	c, err := a.client()
 	if err != nil {
-		return err
+		return "", err
 	}
 	a.note("sending it as %s", packed.Digest)
 	if _, err := c.PutImage(ctx, packed.Digest, packed, packed.Size); err != nil {
-		return fmt.Errorf("sending the image %s: %w", path, err)
+		return "", fmt.Errorf("sending the image %s: %w", path, err)
 	}
-	return nil
+	return packed.Digest, nil
 }
 
 // done tells the outcome of a verb: its name for scripts, words for people.

@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) vmDescribe() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "describe NAME", Short: "All about a VM: what is wanted, what is, and what happened", Args: takes("NAME"), ValidArgsFunction: a.completeOneVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := blixard.CheckName(args[0]); err != nil {
@@ -41,6 +41,8 @@ func (a *app) vmDescribe() *cobra.Command {
 			return a.describeVM(got.Vm, events.Events, time.Now())
 		},
 	}
+	a.mayBeStale(cmd)
+	return cmd
 }
 
 // facts writes "Key: value" lines in two columns; empty values are left out.
@@ -72,7 +74,7 @@ func (a *app) describeVM(vm *blixardv1.VM, events []*blixardv1.Event, now time.T
 		{"Preferences", preferencesText(s.GetPreferences())},
 		{"Affinity", strings.Join(s.GetAffinity(), ", ")},
 		{"Anti-affinity", s.GetAntiAffinityGroup()},
-		{"Spread", spreadText(s)},
+		{"Strategy", spreadText(s)},
 		{"Priority", fmt.Sprint(s.GetPriority())},
 		{"Singleton", singletonText(s)},
 		{"Restart", restartText(s.GetRestart())},

@@ -33,6 +33,7 @@ func (a *app) vmEvents() *cobra.Command {
 		},
 	}
 	addEventFlags(cmd, &flags, &warnings, &limit)
+	a.mayBeStale(cmd)
 	return cmd
 }
 

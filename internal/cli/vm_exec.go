@@ -39,7 +39,7 @@ func (a *app) vmExec() *cobra.Command {
 			if err := checkTarget(args[0]); err != nil {
 				return err
 			}
-			labels, err := parsePairs("--env", env, nil)
+			labels, err := parsePairs("--env", env, checkEnv)
 			if err != nil {
 				return err
 			}
@@ -92,7 +92,7 @@ func exitOf(code int, err error) error {
 		return err
 	}
 	if code != 0 {
-		return guestExit(code)
+		return guestExitError(code)
 	}
 	return nil
 }

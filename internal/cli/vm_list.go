@@ -33,6 +33,7 @@ func (a *app) vmList() *cobra.Command {
 		},
 	}
 	flags.add(cmd, true)
+	a.mayBeStale(cmd)
 	cmd.Flags().StringArrayVarP(&labels, "selector", "l", nil, "only VMs with this label, KEY=VALUE or KEY")
 	cmd.Flags().StringVar(&node, "node", "", "only VMs that have an instance on this node")
 	return cmd
@@ -42,8 +43,18 @@ func vmListing(vms []*blixardv1.VM, now time.Time) *listing {
 	l := &listing{
 		key: "vms", empty: "there are no VMs; `blixard vm create NAME` makes one",
 		columns: []column{
-			{name: "NAME"}, {name: "STATE"}, {name: "READY"}, {name: "VCPUS"}, {name: "MEMORY"}, {name: "NODES"}, {name: "AGE"},
-			{name: "IMAGE", wide: true}, {name: "REPLICAS", wide: true}, {name: "PRIORITY", wide: true}, {name: "LABELS", wide: true}, {name: "REASON", wide: true},
+			{name: "NAME"},
+			{name: "STATE"},
+			{name: "READY"},
+			{name: "VCPUS"},
+			{name: "MEMORY"},
+			{name: "NODES"},
+			{name: "AGE"},
+			{name: "IMAGE", wide: true},
+			{name: "REPLICAS", wide: true},
+			{name: "PRIORITY", wide: true},
+			{name: "LABELS", wide: true},
+			{name: "REASON", wide: true},
 		},
 	}
 	for _, vm := range vms {
@@ -51,13 +62,22 @@ func vmListing(vms []*blixardv1.VM, now time.Time) *listing {
 		l.rows = append(l.rows, row{
 			name: "vm/" + vm.Name, object: vm, labels: s.GetLabels(),
 			cells: []cell{
-				str(vm.Name), str(vm.Phase), {text: fmt.Sprintf("%d/%d", vm.Ready, s.GetReplicas()), number: blixard.Quantity(vm.Ready) * 1000, kind: numberCell},
+				str(vm.Name), str(vm.Phase),
+				{text: fmt.Sprintf("%d/%d", vm.Ready, s.GetReplicas()), number: blixard.Quantity(vm.Ready) * 1000, kind: numberCell},
 				num(s.GetVcpus()), mib(s.GetMemoryMib()), str(strings.Join(holders(vm), ",")), age(now, vm.CreatedMs),
-				str(shortImage(s.GetImage())), num(s.GetReplicas()), num(s.GetPriority()), str(pairs(s.GetLabels())), str(vm.GetRefusal().GetSummary()),
+				str(shortImage(s.GetImage())), num(s.GetReplicas()), num(s.GetPriority()), str(pairs(s.GetLabels())), str(whyNot(vm)),
 			},
 		})
 	}
 	return l
+}
+
+// whyNot says why a VM does not run as it should.
+func whyNot(vm *blixardv1.VM) string {
+	if summary := vm.GetRefusal().GetSummary(); summary != "" {
+		return summary
+	}
+	return strings.Join(complaints(vm), "; ")
 }
 
 // holders are the nodes that have a live instance of a VM.
@@ -99,8 +119,18 @@ func instanceListing(instances []*blixardv1.Instance, now time.Time) *listing {
 	l := &listing{
 		key: "instances", empty: "there are no instances",
 		columns: []column{
-			{name: "INSTANCE"}, {name: "NODE"}, {name: "STATE"}, {name: "GENERATION"}, {name: "HEALTH"}, {name: "ADDRESS"}, {name: "AGE"},
-			{name: "ACCELERATION", wide: true}, {name: "RESTARTS", wide: true}, {name: "PORTS", wide: true}, {name: "WANTED", wide: true}, {name: "MESSAGE", wide: true},
+			{name: "INSTANCE"},
+			{name: "NODE"},
+			{name: "STATE"},
+			{name: "GENERATION"},
+			{name: "HEALTH"},
+			{name: "ADDRESS"},
+			{name: "AGE"},
+			{name: "ACCELERATION", wide: true},
+			{name: "RESTARTS", wide: true},
+			{name: "PORTS", wide: true},
+			{name: "WANTED", wide: true},
+			{name: "MESSAGE", wide: true},
 		},
 	}
 	for _, i := range instances {
@@ -151,6 +181,7 @@ func (a *app) vmStatus() *cobra.Command {
 		},
 	}
 	flags.add(cmd, true)
+	a.mayBeStale(cmd)
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "ended incarnations too")
 	return cmd
 }

@@ -95,7 +95,7 @@ func (a *app) logs(ctx context.Context, name string, follow bool, tail int32) er
 	err = c.Logs(ctx, req, func(m *blixardv1.LogsResponse) error { return out.take(m.Instance, m.Data) })
 	out.flush()
 	if follow && ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // Ctrl-C is how following ends
 	}
 	return err
 }

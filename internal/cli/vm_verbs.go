@@ -42,6 +42,11 @@ func (a *app) forEach(names []string, do func(name string) error) error {
 			return err
 		}
 	}
+	return a.eachOf(names, do)
+}
+
+// eachOf is forEach for names that were checked, or that the cluster checks.
+func (a *app) eachOf(names []string, do func(name string) error) error {
 	var failed error
 	for _, name := range names {
 		if failed != nil {
@@ -50,7 +55,7 @@ func (a *app) forEach(names []string, do func(name string) error) error {
 		if err := do(name); err != nil {
 			failed = err
 		} else if failed != nil {
-			failed = silentFailure(client.ExitCode(failed))
+			failed = silentError(client.ExitCode(failed))
 		}
 	}
 	return failed
@@ -171,7 +176,7 @@ func (a *app) vmScale() *cobra.Command {
 }
 
 func (a *app) scale(ctx context.Context, name string, replicas int, change changeFlags) error {
-	answer, err := ask(ctx, a, (*client.Client).ScaleVM, &blixardv1.ScaleVMRequest{Name: name, Replicas: int32(replicas), DryRun: change.dryRun})
+	answer, err := ask(ctx, a, (*client.Client).ScaleVM, &blixardv1.ScaleVMRequest{Name: name, Replicas: new(int32(replicas)), DryRun: change.dryRun})
 	to := fmt.Sprintf("%d replicas", replicas)
 	if replicas == 1 {
 		to = "1 replica"

@@ -244,9 +244,27 @@ func running() goal {
 			case vm.Paused:
 				return blixard.Errorf(blixard.CodeConflict, "vm/%s is paused; `blixard vm resume %s` lets it go on", vm.Name, vm.Name)
 			}
+			if err := neverStarts(vm); err != nil {
+				return err
+			}
 			return neverRestarted(vm)
 		},
 	}
+}
+
+// neverStarts tells of instances whose command cannot be started: it is tried
+// again, but that is nothing to wait for.
+func neverStarts(vm *blixardv1.VM) error {
+	for _, i := range vm.Instances {
+		current := i.SpecVersion >= vm.SpecVersion && i.RestartSeq >= vm.RestartSeq
+		if current && i.State == "Failed" && strings.HasPrefix(i.Message, blixard.CommandNotStarted) {
+			return &blixard.Error{
+				Code: blixard.CodeRefused, Message: fmt.Sprintf("%s has failed on %s: %s", i.Id, i.Node, i.Message),
+				Hint: "the image may lack it, or it is no program; vm/" + vm.Name + " is there and tries again, until it is given another command or is deleted",
+			}
+		}
+	}
+	return nil
 }
 
 // neverRestarted tells of instances that have ended and stay so.

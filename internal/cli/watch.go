@@ -39,13 +39,16 @@ func (a *app) watch(ctx context.Context, kinds []string, vm string, render func(
 		}
 		ended <- err
 	}()
+	end := func() {
+		cancel()
+		<-ended //nolint:errcheck // it ends since it was told to
+	}
 	_, tty := terminal(a.env.Stdout)
 	var last []byte
 	for {
 		var b bytes.Buffer
 		if err := render(ctx, &b); err != nil && ctx.Err() == nil {
-			cancel()
-			<-ended
+			end()
 			return err
 		}
 		if !bytes.Equal(b.Bytes(), last) && ctx.Err() == nil {
@@ -54,8 +57,7 @@ func (a *app) watch(ctx context.Context, kinds []string, vm string, render func(
 				fmt.Fprint(a.env.Stdout, "\x1b[H\x1b[2J")
 			}
 			if _, err := a.env.Stdout.Write(last); err != nil {
-				cancel()
-				<-ended
+				end()
 				return nil // nobody reads any more
 			}
 		}
@@ -67,7 +69,7 @@ func (a *app) watch(ctx context.Context, kinds []string, vm string, render func(
 			}
 			return err
 		case <-ctx.Done():
-			<-ended
+			end()
 			return nil // Ctrl-C is how a watch ends
 		}
 		select {

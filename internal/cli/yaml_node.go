@@ -49,6 +49,8 @@ type reader struct {
 	file   string
 	errors documentErrors
 	lists  bool // within a list: an alias may lead back to it
+	// nodes takes documents of kind Node; nil: there may be none.
+	nodes *[]NodeDocument
 }
 
 func (r *reader) fail(n *yaml.Node, hint, format string, args ...any) {
@@ -178,6 +180,18 @@ func (r *reader) positive(to *int) field {
 		if len(r.errors) == before && *to < 1 {
 			r.fail(n, "", "%s is %d; it must be at least 1", path, *to)
 		}
+	}
+}
+
+// version reads a VM's version.
+func (r *reader) version(to *uint64) field {
+	return func(path string, n *yaml.Node) {
+		v, err := strconv.ParseUint(n.Value, 10, 64)
+		if n.Kind != yaml.ScalarNode || err != nil || v == 0 {
+			r.fail(n, "leave it out to change the VM whatever its version is", "%s must be a version as `blixard get -o yaml` prints it", path)
+			return
+		}
+		*to = v
 	}
 }
 

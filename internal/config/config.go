@@ -7,6 +7,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"net"
@@ -181,7 +182,7 @@ func Default() Config {
 // error only if required.
 func Load(path string, required bool, environ []string) (Config, error) {
 	c := Default()
-	b, err := os.ReadFile(path)
+	b, err := readFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !required:
 	case errors.Is(err, fs.ErrNotExist):
@@ -199,6 +200,29 @@ func Load(path string, required bool, environ []string) (Config, error) {
 		return c, err
 	}
 	return c, nil
+}
+
+// maxFileBytes bounds the configuration file.
+const maxFileBytes = 1 << 20
+
+// readFile reads a regular file: another one might never end, or never begin.
+func readFile(path string) (b []byte, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if b, err = io.ReadAll(io.LimitReader(f, maxFileBytes+1)); err == nil && len(b) > maxFileBytes {
+		err = fmt.Errorf("%s is larger than %d MiB", path, maxFileBytes>>20)
+	}
+	return b, err
 }
 
 func decode(path string, b []byte, c *Config) error {
@@ -492,10 +516,13 @@ func (c *Config) Check() error {
 	if err := blixard.CheckHypervisor(spec.Hypervisor); err != nil {
 		return fmt.Errorf("microvm: default_hypervisor: %w", err)
 	}
-	for key := range c.Cluster.Labels {
-		if err := blixard.CheckLabelKey(key); err != nil {
-			return err
+	for key, value := range c.Cluster.Labels {
+		if err := errors.Join(blixard.CheckLabelKey(key), blixard.CheckLabelValue(value)); err != nil {
+			return invalid("cluster.labels", "", "cluster.labels: %v", err)
 		}
+	}
+	if err := blixard.CheckZone(c.Cluster.Zone); err != nil {
+		return fmt.Errorf("cluster.zone: %w", err)
 	}
 	return nil
 }

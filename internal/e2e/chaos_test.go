@@ -177,7 +177,7 @@ func do(ctx context.Context, cl *client.Client, o *op) {
 		no := false
 		_, err = cl.CreateVM(ctx, &blixardv1.CreateVMRequest{Name: o.Name, Start: &no, Spec: &blixardv1.VMSpec{Replicas: &o.Replicas}})
 	case "scale":
-		_, err = cl.ScaleVM(ctx, &blixardv1.ScaleVMRequest{Name: o.Name, Replicas: o.Replicas})
+		_, err = cl.ScaleVM(ctx, &blixardv1.ScaleVMRequest{Name: o.Name, Replicas: &o.Replicas})
 	case "delete":
 		_, err = cl.DeleteVM(ctx, &blixardv1.DeleteVMRequest{Name: o.Name})
 	case "get":

@@ -91,7 +91,7 @@ func (w *world) start(c *Cluster, node *Node) {
 	exited := node.exited
 	c.mu.Unlock()
 	go func() {
-		_ = cmd.Wait() //nolint:errcheck // how it ended is in its log
+		_ = cmd.Wait() // how it ended is in its log
 		close(exited)
 	}()
 }

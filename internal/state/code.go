@@ -194,6 +194,7 @@ func codeCluster(c *wire.Coder, x *Cluster) {
 	wire.Int(c, &x.CreatedMS)
 	wire.Int(c, &x.NowMS)
 	wire.String(c, &x.Secret)
+	wire.Strings(c, &x.RemovedImages)
 }
 
 func codeError(c *wire.Coder, e *blixard.Error) {

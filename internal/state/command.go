@@ -46,6 +46,7 @@ var commands = []func() Command{
 	27: func() Command { return new(CreateToken) },
 	28: func() Command { return new(SetMaintenance) },
 	29: func() Command { return new(RevokeToken) },
+	30: func() Command { return new(RemoveImage) },
 }
 
 // Outcome is what a command that succeeded tells its proposer.

@@ -82,6 +82,9 @@ type Cluster struct {
 	NowMS int64
 	// Secret authenticates nodes to each other and users to the cluster.
 	Secret string
+	// RemovedImages are the digests of images that nodes have to delete if they keep
+	// them, in the order in which they were removed. Never changed in place.
+	RemovedImages []string
 }
 
 func newTables() tables {

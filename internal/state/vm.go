@@ -39,6 +39,9 @@ func (m *CreateVM) apply(tx *txn) (Outcome, *blixard.Error) {
 	if err := tx.checkCycle(m.Name, m.Spec.DependsOn); err != nil {
 		return Outcome{}, err
 	}
+	if err := tx.checkImage(m.Spec.Image); err != nil {
+		return Outcome{}, err
+	}
 	vm := &blixard.VM{
 		Name: m.Name, Spec: m.Spec, Desired: blixard.DesiredStopped, SpecVersion: 1, UID: tx.serial(), Version: tx.serial(),
 		CreatedMS: tx.nowMS, UpdatedMS: tx.nowMS, FirstGeneration: tx.t.cluster.Watermark + 1,
@@ -157,6 +160,9 @@ func (m *UpdateVM) apply(tx *txn) (Outcome, *blixard.Error) {
 		return Outcome{}, err
 	}
 	if err := tx.checkCycle(m.Name, m.Spec.DependsOn); err != nil {
+		return Outcome{}, err
+	}
+	if err := tx.checkImage(m.Spec.Image); err != nil {
 		return Outcome{}, err
 	}
 	if reflect.DeepEqual(old.Spec, m.Spec) {

@@ -176,7 +176,7 @@ func (g *generator) responses(md protoreflect.MethodDescriptor) object {
 		g.ref(md.Output())
 	case "Logs":
 		content = object{"text/plain": object{"schema": object{"type": "string"}}}
-	case "DownloadSnapshot":
+	case "DownloadSnapshot", "Record":
 		content = object{"application/octet-stream": object{"schema": object{"type": "string", "format": "binary"}}}
 	default:
 		content = object{"application/json": object{"schema": g.ref(md.Output())}}
@@ -259,6 +259,10 @@ func (g *generator) imageContent() {
 		"get": object{
 			"operationId": "GetImage", "tags": tags, "description": "The archive of an image; another node is asked when this one lacks it.",
 			"parameters": []any{digest}, "responses": withProblem(object{"description": "The archive.", "content": object{"application/x-tar": archive}}),
+		},
+		"head": object{
+			"operationId": "HasImage", "tags": tags, "description": "Whether this node or another one keeps an image.",
+			"parameters": []any{digest}, "responses": object{"200": object{"description": "One does."}, "404": object{"description": "None does."}},
 		},
 		"put": object{"operationId": "PutImage", "tags": tags, "description": "Keeps an image, if its content has that digest.", "parameters": []any{digest}, "requestBody": body, "responses": image},
 	}

@@ -1406,7 +1406,8 @@ func (x *CreateTokenRequest) GetDryRun() bool {
 
 type CreateTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The whole token, to give to `blixard cluster join --token`.
+	// The whole token, to give to `blixard cluster join --token`: with "@" and
+	// members' addresses at its end.
 	Token         string  `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	Id            string  `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
 	ExpiresMs     int64   `protobuf:"varint,3,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
@@ -1790,10 +1791,11 @@ func (x *TransferLeaderResponse) GetLeader() string {
 }
 
 type SetMaintenanceRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	On             bool                   `protobuf:"varint,1,opt,name=on,proto3" json:"on,omitempty"`
-	IdempotencyKey string                 `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	DryRun         bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Must be given.
+	On             *bool  `protobuf:"varint,1,opt,name=on,proto3,oneof" json:"on,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	DryRun         bool   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1829,8 +1831,8 @@ func (*SetMaintenanceRequest) Descriptor() ([]byte, []int) {
 }
 
 func (x *SetMaintenanceRequest) GetOn() bool {
-	if x != nil {
-		return x.On
+	if x != nil && x.On != nil {
+		return *x.On
 	}
 	return false
 }
@@ -2009,6 +2011,114 @@ func (x *DownloadSnapshotResponse) GetData() []byte {
 	return nil
 }
 
+type RecordRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Begin with a state that is not newer than this index; 0: as early as the
+	// node keeps its log. An index that is still to come begins with the present.
+	Since uint64 `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`
+	// Go on with what is applied from now on, until the caller leaves.
+	Follow        bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordRequest) Reset() {
+	*x = RecordRequest{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordRequest) ProtoMessage() {}
+
+func (x *RecordRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordRequest.ProtoReflect.Descriptor instead.
+func (*RecordRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RecordRequest) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+func (x *RecordRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type RecordResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// A recording that is cut off after these bytes can be read up to here.
+	Whole         bool `protobuf:"varint,2,opt,name=whole,proto3" json:"whole,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordResponse) Reset() {
+	*x = RecordResponse{}
+	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordResponse) ProtoMessage() {}
+
+func (x *RecordResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_cluster_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordResponse.ProtoReflect.Descriptor instead.
+func (*RecordResponse) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_cluster_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RecordResponse) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *RecordResponse) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
 var File_blixard_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_blixard_v1_cluster_proto_rawDesc = "" +
@@ -2168,17 +2278,24 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\x15TransferLeaderRequest\x12\x0e\n" +
 	"\x02to\x18\x01 \x01(\tR\x02to\"0\n" +
 	"\x16TransferLeaderResponse\x12\x16\n" +
-	"\x06leader\x18\x01 \x01(\tR\x06leader\"i\n" +
-	"\x15SetMaintenanceRequest\x12\x0e\n" +
-	"\x02on\x18\x01 \x01(\bR\x02on\x12'\n" +
+	"\x06leader\x18\x01 \x01(\tR\x06leader\"u\n" +
+	"\x15SetMaintenanceRequest\x12\x13\n" +
+	"\x02on\x18\x01 \x01(\bH\x00R\x02on\x88\x01\x01\x12'\n" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\x16\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRunB\x05\n" +
+	"\x03_on\"\x16\n" +
 	"\x14WriteSnapshotRequest\"-\n" +
 	"\x15WriteSnapshotResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"\x19\n" +
 	"\x17DownloadSnapshotRequest\".\n" +
 	"\x18DownloadSnapshotResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\x94\v\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\"=\n" +
+	"\rRecordRequest\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\x04R\x05since\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\":\n" +
+	"\x0eRecordResponse\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x14\n" +
+	"\x05whole\x18\x02 \x01(\bR\x05whole2\xf6\v\n" +
 	"\x0eClusterService\x12\\\n" +
 	"\tGetStatus\x12\x1c.blixard.v1.GetStatusRequest\x1a\x19.blixard.v1.ClusterStatus\"\x16\x82\xd3\xe4\x93\x02\r\x12\v/v1/cluster\x90\x02\x01\x12^\n" +
 	"\tListNodes\x12\x1c.blixard.v1.ListNodesRequest\x1a\x1d.blixard.v1.ListNodesResponse\"\x14\x82\xd3\xe4\x93\x02\v\x12\t/v1/nodes\x90\x02\x01\x12_\n" +
@@ -2197,7 +2314,8 @@ const file_blixard_v1_cluster_proto_rawDesc = "" +
 	"\x0eTransferLeader\x12!.blixard.v1.TransferLeaderRequest\x1a\".blixard.v1.TransferLeaderResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1/cluster/transfer-leader\x12k\n" +
 	"\x0eSetMaintenance\x12!.blixard.v1.SetMaintenanceRequest\x1a\x12.blixard.v1.Change\"\"\x82\xd3\xe4\x93\x02\x1c:\x01*\x1a\x17/v1/cluster/maintenance\x12u\n" +
 	"\rWriteSnapshot\x12 .blixard.v1.WriteSnapshotRequest\x1a!.blixard.v1.WriteSnapshotResponse\"\x1f\x82\xd3\xe4\x93\x02\x19:\x01*\"\x14/v1/cluster/snapshot\x12\x80\x01\n" +
-	"\x10DownloadSnapshot\x12#.blixard.v1.DownloadSnapshotRequest\x1a$.blixard.v1.DownloadSnapshotResponse\"\x1f\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/cluster/snapshot\x90\x02\x010\x01B5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
+	"\x10DownloadSnapshot\x12#.blixard.v1.DownloadSnapshotRequest\x1a$.blixard.v1.DownloadSnapshotResponse\"\x1f\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/cluster/snapshot\x90\x02\x010\x01\x12`\n" +
+	"\x06Record\x12\x19.blixard.v1.RecordRequest\x1a\x1a.blixard.v1.RecordResponse\"\x1d\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/cluster/record\x90\x02\x010\x01B5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
 
 var (
 	file_blixard_v1_cluster_proto_rawDescOnce sync.Once
@@ -2211,7 +2329,7 @@ func file_blixard_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_cluster_proto_rawDescData
 }
 
-var file_blixard_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_blixard_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_blixard_v1_cluster_proto_goTypes = []any{
 	(*Node)(nil),                     // 0: blixard.v1.Node
 	(*Progress)(nil),                 // 1: blixard.v1.Progress
@@ -2241,35 +2359,37 @@ var file_blixard_v1_cluster_proto_goTypes = []any{
 	(*WriteSnapshotResponse)(nil),    // 25: blixard.v1.WriteSnapshotResponse
 	(*DownloadSnapshotRequest)(nil),  // 26: blixard.v1.DownloadSnapshotRequest
 	(*DownloadSnapshotResponse)(nil), // 27: blixard.v1.DownloadSnapshotResponse
-	nil,                              // 28: blixard.v1.Node.LabelsEntry
-	nil,                              // 29: blixard.v1.NodeIdentity.LabelsEntry
-	nil,                              // 30: blixard.v1.SetNodeRequest.SetLabelsEntry
-	(*Resources)(nil),                // 31: blixard.v1.Resources
-	(Consistency)(0),                 // 32: blixard.v1.Consistency
-	(*Change)(nil),                   // 33: blixard.v1.Change
+	(*RecordRequest)(nil),            // 28: blixard.v1.RecordRequest
+	(*RecordResponse)(nil),           // 29: blixard.v1.RecordResponse
+	nil,                              // 30: blixard.v1.Node.LabelsEntry
+	nil,                              // 31: blixard.v1.NodeIdentity.LabelsEntry
+	nil,                              // 32: blixard.v1.SetNodeRequest.SetLabelsEntry
+	(*Resources)(nil),                // 33: blixard.v1.Resources
+	(Consistency)(0),                 // 34: blixard.v1.Consistency
+	(*Change)(nil),                   // 35: blixard.v1.Change
 }
 var file_blixard_v1_cluster_proto_depIdxs = []int32{
-	28, // 0: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
-	31, // 1: blixard.v1.Node.capacity:type_name -> blixard.v1.Resources
-	31, // 2: blixard.v1.Node.reserved:type_name -> blixard.v1.Resources
-	31, // 3: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
-	31, // 4: blixard.v1.Node.used:type_name -> blixard.v1.Resources
+	30, // 0: blixard.v1.Node.labels:type_name -> blixard.v1.Node.LabelsEntry
+	33, // 1: blixard.v1.Node.capacity:type_name -> blixard.v1.Resources
+	33, // 2: blixard.v1.Node.reserved:type_name -> blixard.v1.Resources
+	33, // 3: blixard.v1.Node.allocatable:type_name -> blixard.v1.Resources
+	33, // 4: blixard.v1.Node.used:type_name -> blixard.v1.Resources
 	1,  // 5: blixard.v1.Node.progress:type_name -> blixard.v1.Progress
 	0,  // 6: blixard.v1.ClusterStatus.nodes:type_name -> blixard.v1.Node
-	31, // 7: blixard.v1.ClusterStatus.allocatable:type_name -> blixard.v1.Resources
-	31, // 8: blixard.v1.ClusterStatus.used:type_name -> blixard.v1.Resources
-	32, // 9: blixard.v1.ListNodesRequest.consistency:type_name -> blixard.v1.Consistency
+	33, // 7: blixard.v1.ClusterStatus.allocatable:type_name -> blixard.v1.Resources
+	33, // 8: blixard.v1.ClusterStatus.used:type_name -> blixard.v1.Resources
+	34, // 9: blixard.v1.ListNodesRequest.consistency:type_name -> blixard.v1.Consistency
 	0,  // 10: blixard.v1.ListNodesResponse.nodes:type_name -> blixard.v1.Node
-	32, // 11: blixard.v1.GetNodeRequest.consistency:type_name -> blixard.v1.Consistency
+	34, // 11: blixard.v1.GetNodeRequest.consistency:type_name -> blixard.v1.Consistency
 	0,  // 12: blixard.v1.GetNodeResponse.node:type_name -> blixard.v1.Node
-	29, // 13: blixard.v1.NodeIdentity.labels:type_name -> blixard.v1.NodeIdentity.LabelsEntry
+	31, // 13: blixard.v1.NodeIdentity.labels:type_name -> blixard.v1.NodeIdentity.LabelsEntry
 	8,  // 14: blixard.v1.AddNodeRequest.node:type_name -> blixard.v1.NodeIdentity
 	8,  // 15: blixard.v1.JoinRequest.node:type_name -> blixard.v1.NodeIdentity
 	12, // 16: blixard.v1.Membership.members:type_name -> blixard.v1.Member
-	33, // 17: blixard.v1.Membership.change:type_name -> blixard.v1.Change
-	30, // 18: blixard.v1.SetNodeRequest.set_labels:type_name -> blixard.v1.SetNodeRequest.SetLabelsEntry
-	33, // 19: blixard.v1.CreateTokenResponse.change:type_name -> blixard.v1.Change
-	32, // 20: blixard.v1.ListTokensRequest.consistency:type_name -> blixard.v1.Consistency
+	35, // 17: blixard.v1.Membership.change:type_name -> blixard.v1.Change
+	32, // 18: blixard.v1.SetNodeRequest.set_labels:type_name -> blixard.v1.SetNodeRequest.SetLabelsEntry
+	35, // 19: blixard.v1.CreateTokenResponse.change:type_name -> blixard.v1.Change
+	34, // 20: blixard.v1.ListTokensRequest.consistency:type_name -> blixard.v1.Consistency
 	17, // 21: blixard.v1.ListTokensResponse.tokens:type_name -> blixard.v1.Token
 	2,  // 22: blixard.v1.ClusterService.GetStatus:input_type -> blixard.v1.GetStatusRequest
 	4,  // 23: blixard.v1.ClusterService.ListNodes:input_type -> blixard.v1.ListNodesRequest
@@ -2285,22 +2405,24 @@ var file_blixard_v1_cluster_proto_depIdxs = []int32{
 	23, // 33: blixard.v1.ClusterService.SetMaintenance:input_type -> blixard.v1.SetMaintenanceRequest
 	24, // 34: blixard.v1.ClusterService.WriteSnapshot:input_type -> blixard.v1.WriteSnapshotRequest
 	26, // 35: blixard.v1.ClusterService.DownloadSnapshot:input_type -> blixard.v1.DownloadSnapshotRequest
-	3,  // 36: blixard.v1.ClusterService.GetStatus:output_type -> blixard.v1.ClusterStatus
-	5,  // 37: blixard.v1.ClusterService.ListNodes:output_type -> blixard.v1.ListNodesResponse
-	7,  // 38: blixard.v1.ClusterService.GetNode:output_type -> blixard.v1.GetNodeResponse
-	11, // 39: blixard.v1.ClusterService.AddNode:output_type -> blixard.v1.Membership
-	11, // 40: blixard.v1.ClusterService.Join:output_type -> blixard.v1.Membership
-	33, // 41: blixard.v1.ClusterService.SetNode:output_type -> blixard.v1.Change
-	33, // 42: blixard.v1.ClusterService.RemoveNode:output_type -> blixard.v1.Change
-	16, // 43: blixard.v1.ClusterService.CreateToken:output_type -> blixard.v1.CreateTokenResponse
-	19, // 44: blixard.v1.ClusterService.ListTokens:output_type -> blixard.v1.ListTokensResponse
-	33, // 45: blixard.v1.ClusterService.RevokeToken:output_type -> blixard.v1.Change
-	22, // 46: blixard.v1.ClusterService.TransferLeader:output_type -> blixard.v1.TransferLeaderResponse
-	33, // 47: blixard.v1.ClusterService.SetMaintenance:output_type -> blixard.v1.Change
-	25, // 48: blixard.v1.ClusterService.WriteSnapshot:output_type -> blixard.v1.WriteSnapshotResponse
-	27, // 49: blixard.v1.ClusterService.DownloadSnapshot:output_type -> blixard.v1.DownloadSnapshotResponse
-	36, // [36:50] is the sub-list for method output_type
-	22, // [22:36] is the sub-list for method input_type
+	28, // 36: blixard.v1.ClusterService.Record:input_type -> blixard.v1.RecordRequest
+	3,  // 37: blixard.v1.ClusterService.GetStatus:output_type -> blixard.v1.ClusterStatus
+	5,  // 38: blixard.v1.ClusterService.ListNodes:output_type -> blixard.v1.ListNodesResponse
+	7,  // 39: blixard.v1.ClusterService.GetNode:output_type -> blixard.v1.GetNodeResponse
+	11, // 40: blixard.v1.ClusterService.AddNode:output_type -> blixard.v1.Membership
+	11, // 41: blixard.v1.ClusterService.Join:output_type -> blixard.v1.Membership
+	35, // 42: blixard.v1.ClusterService.SetNode:output_type -> blixard.v1.Change
+	35, // 43: blixard.v1.ClusterService.RemoveNode:output_type -> blixard.v1.Change
+	16, // 44: blixard.v1.ClusterService.CreateToken:output_type -> blixard.v1.CreateTokenResponse
+	19, // 45: blixard.v1.ClusterService.ListTokens:output_type -> blixard.v1.ListTokensResponse
+	35, // 46: blixard.v1.ClusterService.RevokeToken:output_type -> blixard.v1.Change
+	22, // 47: blixard.v1.ClusterService.TransferLeader:output_type -> blixard.v1.TransferLeaderResponse
+	35, // 48: blixard.v1.ClusterService.SetMaintenance:output_type -> blixard.v1.Change
+	25, // 49: blixard.v1.ClusterService.WriteSnapshot:output_type -> blixard.v1.WriteSnapshotResponse
+	27, // 50: blixard.v1.ClusterService.DownloadSnapshot:output_type -> blixard.v1.DownloadSnapshotResponse
+	29, // 51: blixard.v1.ClusterService.Record:output_type -> blixard.v1.RecordResponse
+	37, // [37:52] is the sub-list for method output_type
+	22, // [22:37] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name
@@ -2312,13 +2434,14 @@ func file_blixard_v1_cluster_proto_init() {
 		return
 	}
 	file_blixard_v1_common_proto_init()
+	file_blixard_v1_cluster_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_cluster_proto_rawDesc), len(file_blixard_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

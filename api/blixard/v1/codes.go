@@ -69,8 +69,9 @@ func RetryAfter(code blixard.Code) time.Duration {
 		return retryUnavailable
 	case blixard.CodeOverloaded:
 		return retryOverloaded
+	default:
+		return 0
 	}
-	return 0
 }
 
 // AsError turns any error into the one that users see. A context that ended is

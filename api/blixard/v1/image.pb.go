@@ -26,10 +26,12 @@ const (
 type Image struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "sha256:<64 hex digits>"
-	Digest        string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	SizeBytes     int64  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	Description   string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
-	CreatedMs     int64  `protobuf:"varint,4,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	Digest    string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	SizeBytes int64  `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// What it was made of, in a few words.
+	Description string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	// When the answering node got it.
+	CreatedMs     int64 `protobuf:"varint,4,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,12 +174,73 @@ func (x *ListImagesResponse) GetImages() []*Image {
 	return nil
 }
 
+type DeleteImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sha256:<64 hex digits>"
+	Digest         string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	DryRun         bool   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DeleteImageRequest) Reset() {
+	*x = DeleteImageRequest{}
+	mi := &file_blixard_v1_image_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageRequest) ProtoMessage() {}
+
+func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_blixard_v1_image_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
+func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
+	return file_blixard_v1_image_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DeleteImageRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *DeleteImageRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *DeleteImageRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
 var File_blixard_v1_image_proto protoreflect.FileDescriptor
 
 const file_blixard_v1_image_proto_rawDesc = "" +
 	"\n" +
 	"\x16blixard/v1/image.proto\x12\n" +
-	"blixard.v1\x1a\x1cgoogle/api/annotations.proto\"\x7f\n" +
+	"blixard.v1\x1a\x17blixard/v1/common.proto\x1a\x1cgoogle/api/annotations.proto\"\x7f\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
 	"\n" +
@@ -187,11 +250,16 @@ const file_blixard_v1_image_proto_rawDesc = "" +
 	"created_ms\x18\x04 \x01(\x03R\tcreatedMs\"\x13\n" +
 	"\x11ListImagesRequest\"?\n" +
 	"\x12ListImagesResponse\x12)\n" +
-	"\x06images\x18\x01 \x03(\v2\x11.blixard.v1.ImageR\x06images2r\n" +
+	"\x06images\x18\x01 \x03(\v2\x11.blixard.v1.ImageR\x06images\"n\n" +
+	"\x12DeleteImageRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12'\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun2\xd2\x01\n" +
 	"\fImageService\x12b\n" +
 	"\n" +
 	"ListImages\x12\x1d.blixard.v1.ListImagesRequest\x1a\x1e.blixard.v1.ListImagesResponse\"\x15\x82\xd3\xe4\x93\x02\f\x12\n" +
-	"/v1/images\x90\x02\x01B5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
+	"/v1/images\x90\x02\x01\x12^\n" +
+	"\vDeleteImage\x12\x1e.blixard.v1.DeleteImageRequest\x1a\x12.blixard.v1.Change\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/images/{digest}B5Z3github.com/blixard/blixard/api/blixard/v1;blixardv1b\x06proto3"
 
 var (
 	file_blixard_v1_image_proto_rawDescOnce sync.Once
@@ -205,18 +273,22 @@ func file_blixard_v1_image_proto_rawDescGZIP() []byte {
 	return file_blixard_v1_image_proto_rawDescData
 }
 
-var file_blixard_v1_image_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_blixard_v1_image_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_blixard_v1_image_proto_goTypes = []any{
 	(*Image)(nil),              // 0: blixard.v1.Image
 	(*ListImagesRequest)(nil),  // 1: blixard.v1.ListImagesRequest
 	(*ListImagesResponse)(nil), // 2: blixard.v1.ListImagesResponse
+	(*DeleteImageRequest)(nil), // 3: blixard.v1.DeleteImageRequest
+	(*Change)(nil),             // 4: blixard.v1.Change
 }
 var file_blixard_v1_image_proto_depIdxs = []int32{
 	0, // 0: blixard.v1.ListImagesResponse.images:type_name -> blixard.v1.Image
 	1, // 1: blixard.v1.ImageService.ListImages:input_type -> blixard.v1.ListImagesRequest
-	2, // 2: blixard.v1.ImageService.ListImages:output_type -> blixard.v1.ListImagesResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
+	3, // 2: blixard.v1.ImageService.DeleteImage:input_type -> blixard.v1.DeleteImageRequest
+	2, // 3: blixard.v1.ImageService.ListImages:output_type -> blixard.v1.ListImagesResponse
+	4, // 4: blixard.v1.ImageService.DeleteImage:output_type -> blixard.v1.Change
+	3, // [3:5] is the sub-list for method output_type
+	1, // [1:3] is the sub-list for method input_type
 	1, // [1:1] is the sub-list for extension type_name
 	1, // [1:1] is the sub-list for extension extendee
 	0, // [0:1] is the sub-list for field type_name
@@ -227,13 +299,14 @@ func file_blixard_v1_image_proto_init() {
 	if File_blixard_v1_image_proto != nil {
 		return
 	}
+	file_blixard_v1_common_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_blixard_v1_image_proto_rawDesc), len(file_blixard_v1_image_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -171,6 +171,18 @@ func (x *DownloadSnapshotResponse) MarshalJSON() ([]byte, error) { return Encode
 func (x *DownloadSnapshotResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
 
 // MarshalJSON writes the message as the REST interface does.
+func (x *RecordRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *RecordRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *RecordResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *RecordResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
 func (x *Change) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
 
 // UnmarshalJSON reads the message as the REST interface does.
@@ -289,6 +301,12 @@ func (x *ListImagesResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x
 
 // UnmarshalJSON reads the message as the REST interface does.
 func (x *ListImagesResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *DeleteImageRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *DeleteImageRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
 
 // MarshalJSON writes the message as the REST interface does.
 func (x *GetVersionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }

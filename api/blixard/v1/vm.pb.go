@@ -1497,12 +1497,13 @@ func (x *UpdateVMRequest) GetDryRun() bool {
 }
 
 type ScaleVMRequest struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Replicas       int32                  `protobuf:"varint,2,opt,name=replicas,proto3" json:"replicas,omitempty"`
-	ExpectVersion  uint64                 `protobuf:"varint,3,opt,name=expect_version,json=expectVersion,proto3" json:"expect_version,omitempty"`
-	IdempotencyKey string                 `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	DryRun         bool                   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Must be given, since 0 is a number of replicas too.
+	Replicas       *int32 `protobuf:"varint,2,opt,name=replicas,proto3,oneof" json:"replicas,omitempty"`
+	ExpectVersion  uint64 `protobuf:"varint,3,opt,name=expect_version,json=expectVersion,proto3" json:"expect_version,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	DryRun         bool   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1545,8 +1546,8 @@ func (x *ScaleVMRequest) GetName() string {
 }
 
 func (x *ScaleVMRequest) GetReplicas() int32 {
-	if x != nil {
-		return x.Replicas
+	if x != nil && x.Replicas != nil {
+		return *x.Replicas
 	}
 	return 0
 }
@@ -1782,10 +1783,14 @@ func (x *DeleteVMsRequest) GetIgnoreMissing() bool {
 type VMDocument struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Spec  *VMSpec                `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	// Must be given; what is left out of it gets its default.
+	Spec *VMSpec `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	// "running" or "stopped"; empty: a new VM is started, an existing one stays
 	// as it is.
-	Desired       string `protobuf:"bytes,3,opt,name=desired,proto3" json:"desired,omitempty"`
+	Desired string `protobuf:"bytes,3,opt,name=desired,proto3" json:"desired,omitempty"`
+	// Refuse to change a VM that is at another version; 0: any. A document that
+	// changes nothing is never refused.
+	ExpectVersion uint64 `protobuf:"varint,4,opt,name=expect_version,json=expectVersion,proto3" json:"expect_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1839,6 +1844,13 @@ func (x *VMDocument) GetDesired() string {
 		return x.Desired
 	}
 	return ""
+}
+
+func (x *VMDocument) GetExpectVersion() uint64 {
+	if x != nil {
+		return x.ExpectVersion
+	}
+	return 0
 }
 
 type ApplyVMsRequest struct {
@@ -2572,13 +2584,14 @@ const file_blixard_v1_vm_proto_rawDesc = "" +
 	"\x04spec\x18\x02 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\x12%\n" +
 	"\x0eexpect_version\x18\x03 \x01(\x04R\rexpectVersion\x12'\n" +
 	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\xa9\x01\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"\xbb\x01\n" +
 	"\x0eScaleVMRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
-	"\breplicas\x18\x02 \x01(\x05R\breplicas\x12%\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
+	"\breplicas\x18\x02 \x01(\x05H\x00R\breplicas\x88\x01\x01\x12%\n" +
 	"\x0eexpect_version\x18\x03 \x01(\x04R\rexpectVersion\x12'\n" +
 	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\x17\n" +
-	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"e\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRunB\v\n" +
+	"\t_replicas\"e\n" +
 	"\rVMVerbRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x17\n" +
@@ -2593,12 +2606,13 @@ const file_blixard_v1_vm_proto_rawDesc = "" +
 	"\x05names\x18\x01 \x03(\tR\x05names\x12'\n" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12%\n" +
-	"\x0eignore_missing\x18\x04 \x01(\bR\rignoreMissing\"b\n" +
+	"\x0eignore_missing\x18\x04 \x01(\bR\rignoreMissing\"\x89\x01\n" +
 	"\n" +
 	"VMDocument\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12&\n" +
 	"\x04spec\x18\x02 \x01(\v2\x12.blixard.v1.VMSpecR\x04spec\x12\x18\n" +
-	"\adesired\x18\x03 \x01(\tR\adesired\"}\n" +
+	"\adesired\x18\x03 \x01(\tR\adesired\x12%\n" +
+	"\x0eexpect_version\x18\x04 \x01(\x04R\rexpectVersion\"}\n" +
 	"\x0fApplyVMsRequest\x12(\n" +
 	"\x03vms\x18\x01 \x03(\v2\x16.blixard.v1.VMDocumentR\x03vms\x12'\n" +
 	"\x0fidempotency_key\x18\x02 \x01(\tR\x0eidempotencyKey\x12\x17\n" +
@@ -2783,6 +2797,7 @@ func file_blixard_v1_vm_proto_init() {
 	file_blixard_v1_common_proto_init()
 	file_blixard_v1_vm_proto_msgTypes[0].OneofWrappers = []any{}
 	file_blixard_v1_vm_proto_msgTypes[9].OneofWrappers = []any{}
+	file_blixard_v1_vm_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

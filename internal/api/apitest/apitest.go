@@ -9,8 +9,11 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/raft/v3/raftpb"
+
 	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/internal/api"
+	"github.com/blixard/blixard/internal/record"
 	"github.com/blixard/blixard/internal/state"
 )
 
@@ -243,4 +246,28 @@ func (b *Backend) WriteSnapshot(_ context.Context, w io.Writer) (uint64, error) 
 	v := b.View()
 	_, err := v.WriteTo(w)
 	return v.Index, err
+}
+
+// Record implements api.Backend. There is no log here: a recording is of the
+// state as it is.
+func (b *Backend) Record(ctx context.Context, _ uint64, follow bool, w io.Writer) error {
+	v := b.View()
+	out, err := record.NewWriter(w, record.Header{Node: b.name, Release: "test", AtMS: v.Cluster().NowMS, Index: v.Index, Term: v.Term, Conf: &raftpb.ConfState{Voters: []uint64{1}}})
+	if err != nil {
+		return err
+	}
+	if err := out.Snapshot(v); err != nil {
+		return err
+	}
+	if err := out.Checkpoint(record.Checkpoint{Index: v.Index, Hash: v.Hash()}); err != nil {
+		return err
+	}
+	if !follow {
+		return out.End()
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }

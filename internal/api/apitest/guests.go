@@ -113,6 +113,13 @@ func (s *Images) List(context.Context) ([]api.ImageInfo, error) {
 	return out, nil
 }
 
+// Has implements api.Images.
+func (s *Images) Has(_ context.Context, digest string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.all[digest] != nil, nil
+}
+
 // Export implements api.Images.
 func (s *Images) Export(_ context.Context, digest string, w io.Writer) error {
 	s.mu.Lock()
@@ -123,6 +130,14 @@ func (s *Images) Export(_ context.Context, digest string, w io.Writer) error {
 	}
 	_, err := w.Write(data)
 	return err
+}
+
+// Remove implements api.Images.
+func (s *Images) Remove(_ context.Context, digest string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, digest)
+	return nil
 }
 
 // Import implements api.Images.

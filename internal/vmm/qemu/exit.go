@@ -58,10 +58,7 @@ func endReason(dir string, e ended) string {
 			words = "QEMU shut down, cause " + cause
 		}
 		if words == "guest rebooted" {
-			console := tail(filepath.Join(dir, fileConsole), consoleTailBytes)
-			if panics := panicLine.FindAllStringSubmatch(console, -1); len(panics) > 0 {
-				words = "guest kernel panicked: " + printable(panics[len(panics)-1][1])
-			}
+			words = resetReason(dir)
 		}
 		return words
 	}
@@ -71,7 +68,26 @@ func endReason(dir string, e ended) string {
 	if e.known && e.status.ExitStatus() != 0 {
 		return withLines(fmt.Sprintf("QEMU failed with status %d", e.status.ExitStatus()), last)
 	}
+	if e.known && last == "" {
+		return resetReason(dir) // the end that QEMU says nothing about, see -no-reboot
+	}
 	return withLines("process ended", last)
+}
+
+// resetReason tells why a guest reset its machine, which ends it.
+func resetReason(dir string) string {
+	console := tail(filepath.Join(dir, fileConsole), consoleTailBytes)
+	if panics := panicLine.FindAllStringSubmatch(console, -1); len(panics) > 0 {
+		words := "guest kernel panicked: " + printable(panics[len(panics)-1][1])
+		if strings.Contains(words, "System is deadlocked on memory") || strings.Contains(words, "unable to mount root") && strings.Contains(console, "Initramfs unpacking failed") {
+			words += "; it has too little memory"
+		}
+		return words
+	}
+	if strings.TrimSpace(console) == "" {
+		return "the guest reset before its console came up; often it has too little memory"
+	}
+	return "guest rebooted"
 }
 
 // readReason is the recorded reason, or what the files still tell.

@@ -33,6 +33,12 @@ func TestEndReason(t *testing.T) {
 			ended{},
 			"guest kernel panicked: Attempted to kill init!",
 		},
+		{"too little memory", "", "", ended{known: true}, "the guest reset before its console came up; often it has too little memory"},
+		{"reset without a word of QEMU", "", "bye\n", ended{known: true}, "guest rebooted"},
+		{
+			"memory used up", "", "[ 1.2] Kernel panic - not syncing: System is deadlocked on memory\r\n", ended{known: true},
+			"guest kernel panicked: System is deadlocked on memory; it has too little memory",
+		},
 		{"new cause", "qemu_system_shutdown_request reason=42\n", "", ended{}, "QEMU shut down, cause 42"},
 		{"terminated", "qemu-system-x86_64: terminating on signal 15 from pid 7 (x)\n", "", ended{known: true}, "QEMU was stopped by signal 15"},
 		{"many lines", "1\n2\n3\n4\n", "", ended{}, "process ended: 2; 3; 4"},

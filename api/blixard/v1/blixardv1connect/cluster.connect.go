@@ -56,6 +56,8 @@ const (
 	// ClusterServiceDownloadSnapshotProcedure is the procedure name of the ClusterService's
 	// DownloadSnapshot RPC.
 	ClusterServiceDownloadSnapshotProcedure = "/blixard.v1.ClusterService/DownloadSnapshot"
+	// ClusterServiceRecordProcedure is the procedure name of the ClusterService's Record RPC.
+	ClusterServiceRecordProcedure = "/blixard.v1.ClusterService/Record"
 )
 
 var (
@@ -162,6 +164,14 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	clusterServiceRecordSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeServer,
+			Schema:           v1.File_blixard_v1_cluster_proto.Services().ByName("ClusterService").Methods().ByName("Record"),
+			Procedure:        ClusterServiceRecordProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
 )
 
 // ClusterServiceClient is a client for the blixard.v1.ClusterService service.
@@ -199,6 +209,11 @@ type ClusterServiceClient interface {
 	// DownloadSnapshot streams the state as the answering node has it. On REST it
 	// is plain bytes. It holds the cluster's secret.
 	DownloadSnapshot(context.Context, *v1.DownloadSnapshotRequest) (ClusterServiceDownloadSnapshotClientStream, error)
+	// Record streams a recording of the answering node's log: the state at one
+	// index, what was applied after it, and hashes of what came of it, to be
+	// replayed by `blixard sim replay`. On REST it is plain bytes. It holds the
+	// cluster's secret.
+	Record(context.Context, *v1.RecordRequest) (ClusterServiceRecordClientStream, error)
 }
 
 // NewClusterServiceClient constructs a client for the blixard.v1.ClusterService service. Multiple
@@ -225,6 +240,26 @@ func (s ClusterServiceDownloadSnapshotClientStream) Receive() (*v1.DownloadSnaps
 // Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
 // stream abandoned before io.EOF.
 func (s ClusterServiceDownloadSnapshotClientStream) Close() error {
+	return s.stream.Close()
+}
+
+// ClusterServiceRecordClientStream is the client stream for the ClusterService's Record RPC.
+type ClusterServiceRecordClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s ClusterServiceRecordClientStream) Receive() (*v1.RecordResponse, error) {
+	var res v1.RecordResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s ClusterServiceRecordClientStream) Close() error {
 	return s.stream.Close()
 }
 
@@ -263,6 +298,11 @@ type ClusterServiceHandler interface {
 	// DownloadSnapshot streams the state as the answering node has it. On REST it
 	// is plain bytes. It holds the cluster's secret.
 	DownloadSnapshot(context.Context, *v1.DownloadSnapshotRequest, ClusterServiceDownloadSnapshotServerStream) error
+	// Record streams a recording of the answering node's log: the state at one
+	// index, what was applied after it, and hashes of what came of it, to be
+	// replayed by `blixard sim replay`. On REST it is plain bytes. It holds the
+	// cluster's secret.
+	Record(context.Context, *v1.RecordRequest, ClusterServiceRecordServerStream) error
 }
 
 // RegisterClusterServiceHandler registers svc as the blixard.v1.ClusterService implementation on
@@ -284,6 +324,7 @@ func RegisterClusterServiceHandler(server *connect.Server, svc ClusterServiceHan
 		connect.Method{Spec: clusterServiceSetMaintenanceSpec(), Handler: adapter.setMaintenance},
 		connect.Method{Spec: clusterServiceWriteSnapshotSpec(), Handler: adapter.writeSnapshot},
 		connect.Method{Spec: clusterServiceDownloadSnapshotSpec(), Handler: adapter.downloadSnapshot},
+		connect.Method{Spec: clusterServiceRecordSpec(), Handler: adapter.record},
 	)
 }
 
@@ -300,6 +341,21 @@ func (s ClusterServiceDownloadSnapshotServerStream) SendHeaders() error {
 
 // Send sends a response message to the client.
 func (s ClusterServiceDownloadSnapshotServerStream) Send(res *v1.DownloadSnapshotResponse) error {
+	return s.stream.Send(res)
+}
+
+// ClusterServiceRecordServerStream is the server stream for the ClusterService's Record RPC.
+type ClusterServiceRecordServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s ClusterServiceRecordServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s ClusterServiceRecordServerStream) Send(res *v1.RecordResponse) error {
 	return s.stream.Send(res)
 }
 
@@ -360,6 +416,10 @@ func (UnimplementedClusterServiceHandler) WriteSnapshot(context.Context, *v1.Wri
 
 func (UnimplementedClusterServiceHandler) DownloadSnapshot(context.Context, *v1.DownloadSnapshotRequest, ClusterServiceDownloadSnapshotServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "blixard.v1.ClusterService.DownloadSnapshot is not implemented")
+}
+
+func (UnimplementedClusterServiceHandler) Record(context.Context, *v1.RecordRequest, ClusterServiceRecordServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "blixard.v1.ClusterService.Record is not implemented")
 }
 
 type clusterServiceClient struct {
@@ -476,6 +536,14 @@ func (c *clusterServiceClient) DownloadSnapshot(ctx context.Context, req *v1.Dow
 		return ClusterServiceDownloadSnapshotClientStream{}, err
 	}
 	return ClusterServiceDownloadSnapshotClientStream{stream: stream}, nil
+}
+
+func (c *clusterServiceClient) Record(ctx context.Context, req *v1.RecordRequest) (ClusterServiceRecordClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, clusterServiceRecordSpec(), req)
+	if err != nil {
+		return ClusterServiceRecordClientStream{}, err
+	}
+	return ClusterServiceRecordClientStream{stream: stream}, nil
 }
 
 type clusterServiceHandler struct{ svc ClusterServiceHandler }
@@ -642,4 +710,12 @@ func (h clusterServiceHandler) downloadSnapshot(ctx context.Context, _ connect.S
 		return err
 	}
 	return h.svc.DownloadSnapshot(ctx, &req, ClusterServiceDownloadSnapshotServerStream{stream: stream})
+}
+
+func (h clusterServiceHandler) record(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.RecordRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.Record(ctx, &req, ClusterServiceRecordServerStream{stream: stream})
 }

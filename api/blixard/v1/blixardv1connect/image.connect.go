@@ -26,6 +26,8 @@ const (
 const (
 	// ImageServiceListImagesProcedure is the procedure name of the ImageService's ListImages RPC.
 	ImageServiceListImagesProcedure = "/blixard.v1.ImageService/ListImages"
+	// ImageServiceDeleteImageProcedure is the procedure name of the ImageService's DeleteImage RPC.
+	ImageServiceDeleteImageProcedure = "/blixard.v1.ImageService/DeleteImage"
 )
 
 var (
@@ -37,12 +39,22 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	imageServiceDeleteImageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_blixard_v1_image_proto.Services().ByName("ImageService").Methods().ByName("DeleteImage"),
+			Procedure:  ImageServiceDeleteImageProcedure,
+		}
+	})
 )
 
 // ImageServiceClient is a client for the blixard.v1.ImageService service.
 type ImageServiceClient interface {
 	// ListImages returns the images that the answering node keeps.
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
+	// DeleteImage removes an imported image from every node; nodes that are away
+	// remove it when they are back. It is refused while a VM uses the image.
+	DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.Change, error)
 }
 
 // NewImageServiceClient constructs a client for the blixard.v1.ImageService service. Multiple
@@ -55,6 +67,9 @@ func NewImageServiceClient(client *connect.Client) ImageServiceClient {
 type ImageServiceHandler interface {
 	// ListImages returns the images that the answering node keeps.
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
+	// DeleteImage removes an imported image from every node; nodes that are away
+	// remove it when they are back. It is refused while a VM uses the image.
+	DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.Change, error)
 }
 
 // RegisterImageServiceHandler registers svc as the blixard.v1.ImageService implementation on
@@ -63,6 +78,7 @@ func RegisterImageServiceHandler(server *connect.Server, svc ImageServiceHandler
 	adapter := imageServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: imageServiceListImagesSpec(), Handler: adapter.listImages},
+		connect.Method{Spec: imageServiceDeleteImageSpec(), Handler: adapter.deleteImage},
 	)
 }
 
@@ -71,6 +87,10 @@ type UnimplementedImageServiceHandler struct{}
 
 func (UnimplementedImageServiceHandler) ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "blixard.v1.ImageService.ListImages is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.Change, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "blixard.v1.ImageService.DeleteImage is not implemented")
 }
 
 type imageServiceClient struct {
@@ -85,6 +105,14 @@ func (c *imageServiceClient) ListImages(ctx context.Context, req *v1.ListImagesR
 	return &res, nil
 }
 
+func (c *imageServiceClient) DeleteImage(ctx context.Context, req *v1.DeleteImageRequest) (*v1.Change, error) {
+	var res v1.Change
+	if err := c.client.CallUnary(ctx, imageServiceDeleteImageSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 type imageServiceHandler struct{ svc ImageServiceHandler }
 
 func (h imageServiceHandler) listImages(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
@@ -93,6 +121,18 @@ func (h imageServiceHandler) listImages(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	res, err := h.svc.ListImages(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) deleteImage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DeleteImageRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DeleteImage(ctx, &req)
 	if err != nil {
 		return err
 	}
