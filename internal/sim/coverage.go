@@ -10,7 +10,7 @@ func Sometimes() []string {
 		"fence", "watchdog kill", "former member's ended", "guest start", "start fails", "start slow", "start too late", "hypervisor dies at once", "guest never answers", "stop hangs",
 		"kill failed", "list failed", "change told late",
 		"acknowledged", "acknowledged after a retry", "client sends twice", "gave up", "linearizable read", "linearizable history",
-		"join", "removal", "replacement", "vote crash", "paused in a start",
+		"join", "removal", "replacement", "vote crash", "paused in a start", "second scheduler taken", "second scheduler refused",
 		"instance Pending", "instance Preparing", "instance Starting", "instance Running", "instance Stopping", "instance Stopped", "instance Failed", "instance Lost",
 	}
 	for i := range kinds {

@@ -92,6 +92,8 @@ var kinds = []kind{
 	{"lists fail", "hypervisor", times(4), func(_ *world, m *machine, f *Fault) { m.hyp.failLists += int(f.Arg) }},
 	{"changes late", "hypervisor", forBetween(500, 4000), func(_ *world, m *machine, f *Fault) { m.hyp.lateMS = f.ForMS }},
 
+	{"second scheduler", "scheduler", func(*drawer, *Fault) {}, secondScheduler},
+
 	{"remove and take back", "members", forBetween(0, 4000), func(w *world, m *machine, f *Fault) { w.operator.remove(m, f.ForMS) }},
 	{"replace in place", "members", forBetween(0, 1000), diskLost},
 

@@ -32,6 +32,7 @@ var classes = []class{
 	{"clock", 35, nil},
 	{"guest", 50, nil},
 	{"hypervisor", 50, nil},
+	{"scheduler", 40, nil},
 	{"members", 45, nil},
 	{"operator", 45, nil},
 }
