@@ -73,6 +73,9 @@ func (m *machine) trueMS(localMS int64) int64 {
 func (m *machine) setRate(permille int64) {
 	m.monoBase, m.trueBase = m.monoMS(), m.w.now
 	m.ratePermille = permille
+	if left := m.lease.killMS - m.monoMS(); len(m.lease.targets) > 0 && left > 0 {
+		m.w.after(m.trueMS(left)+m.w.between(0, 100), m.watchdog) // which looks at the clock all the time
+	}
 }
 
 // member makes the machine a new member, with an empty disk.
