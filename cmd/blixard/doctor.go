@@ -9,15 +9,17 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/blixard/blixard"
+	"github.com/blixard/blixard/internal/agent"
 	"github.com/blixard/blixard/internal/cli"
 	"github.com/blixard/blixard/internal/image"
 	"github.com/blixard/blixard/internal/vmm/qemu"
 )
 
 // doctorChecks are the checks that ask a driver: acceleration by really
-// booting something, whether guests can be limited, and whether the builtin image can be built.
+// booting something, whether guests can be limited, what memory they get, and whether the builtin image can be built.
 func doctorChecks() []cli.Check {
-	return []cli.Check{checkAcceleration, checkLimits, checkImage}
+	return []cli.Check{checkAcceleration, checkLimits, checkMemory, checkImage}
 }
 
 func checkAcceleration(ctx context.Context) (f cli.Finding) {
@@ -64,6 +66,40 @@ func checkLimits(context.Context) cli.Finding {
 		}
 	}
 	return cli.Finding{Check: "limits", Status: "ok", Detail: "control groups hold guests to their memory and CPU"}
+}
+
+// checkMemory tells how much of the machine's memory a server offers to
+// instances, by its configuration here.
+func checkMemory(context.Context) cli.Finding {
+	f := cli.Finding{Check: "memory", Status: "fail"}
+	machine, err := agent.MachineCapacity(os.TempDir())
+	if err != nil {
+		f.Detail = err.Error()
+		return f
+	}
+	cfg, err := new(serverFlags).load()
+	if err != nil {
+		f.Detail = err.Error()
+		return f
+	}
+	offered, reserved, why := machine.MemoryMiB, cfg.MicroVM.ReservedMemoryMB, "microvm.reserved_memory_mb"
+	if reserved < 0 {
+		reserved, why = agent.DefaultReservedMiB(machine.MemoryMiB), "the default"
+		if cfg.MicroVM.CapacityMemoryMB > 0 {
+			reserved = 0
+		}
+	}
+	if c := cfg.MicroVM.CapacityMemoryMB; c > 0 {
+		offered = c
+	}
+	f.Status = "ok"
+	f.Detail = fmt.Sprintf("a server here offers %s of the machine's %s to instances; %s is kept for the machine (%s)",
+		blixard.FormatMiB(max(offered-reserved, 0)), blixard.FormatMiB(machine.MemoryMiB), blixard.FormatMiB(reserved), why)
+	if offered-reserved > machine.MemoryMiB-agent.DefaultReservedMiB(machine.MemoryMiB) {
+		f.Status, f.Mend = "warn", "set microvm.capacity_memory_mb lower, or leave it out"
+		f.Detail += ": the kernel may have to kill guests when they use what they were promised"
+	}
+	return f
 }
 
 func checkImage(ctx context.Context) cli.Finding {

@@ -28,12 +28,19 @@ func clusterRecoverCommand() *cobra.Command {
 with a state saved by "blixard cluster snapshot FILE". It is for the day when a
 majority of the voters is gone for good; as long as it may come back, let it.
 
+With --from it also works on a machine that never was a node, when all machines
+are gone: with an empty --data-dir, and --node-id, --listen and --advertise as for
+"blixard init". That node takes the cluster over, with its VMs; what ran on the
+old machines is taken for lost and runs here, or on nodes that join. The name may
+be that of a former node.
+
 The server of this node must be stopped. All other nodes lose their membership:
 stop what is left of them first, and have them join again afterwards with
 "blixard cluster join --replace". What only they knew is lost. Without
 --discard-other-nodes it only tells what it would do.`,
-		Example: "  blixard cluster recover --data-dir /var/lib/blixard\n  blixard cluster recover --from backup.snapshot --discard-other-nodes",
-		Args:    cobra.NoArgs,
+		Example: "  blixard cluster recover --data-dir /var/lib/blixard\n  blixard cluster recover --from backup.snapshot --discard-other-nodes\n" +
+			"  blixard cluster recover --from backup.snapshot --node-id node7 --listen 10.0.0.7:7400 --discard-other-nodes",
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := f.load()
 			if err != nil {
@@ -51,17 +58,33 @@ stop what is left of them first, and have them join again afterwards with
 func recoverHere(out, words io.Writer, cfg config.Config, from string, discard bool) (err error) {
 	dir := cfg.Cluster.DataDir
 	id, err := server.ReadIdentity(dir)
-	if err != nil {
+	elsewhere := errors.Is(err, server.ErrNoIdentity) && from != ""
+	switch {
+	case elsewhere:
+	case errors.Is(err, server.ErrNoIdentity):
+		return &blixard.Error{
+			Code: blixard.CodeRefused, Message: dir + " belongs to no node, so it holds nothing to go on with",
+			Hint: "--data-dir names a node's directory; `blixard cluster recover --from SNAPSHOT` makes this machine a node from a saved state",
+		}
+	case err != nil:
 		return fmt.Errorf("recovering in %s: %w", dir, err)
+	default:
+		if removed, err := server.Removed(dir, id); err != nil || removed {
+			return errors.Join(err, server.CheckLog(dir, id))
+		}
 	}
-	if removed, err := server.Removed(dir, id); err != nil || removed {
-		return errors.Join(err, server.CheckLog(dir, id))
+	var plan *server.Recovery
+	var carry, done func() error
+	if elsewhere {
+		plan, carry, done, err = planElsewhere(cfg, from)
+	} else {
+		plan, carry, done, err = planRecovery(dir, id, from)
 	}
-	plan, carry, done, err := planRecovery(dir, id, from)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
+	id = plan.Identity()
 	others := "no other node was a member"
 	if len(plan.Others) > 0 {
 		names := make([]string, len(plan.Others))
@@ -108,15 +131,48 @@ func planRecovery(dir string, id server.Identity, from string) (plan *server.Rec
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	f, err := os.Open(from)
-	if err == nil {
-		plan, err = server.RecoverSnapshot(id, f)
-		err = errors.Join(err, f.Close())
-	}
+	plan, err = readSnapshot(from, func(f io.Reader) (*server.Recovery, error) { return server.RecoverSnapshot(id, f) })
 	if err != nil {
-		return nil, nil, nil, errors.Join(fmt.Errorf("recovering from %s: %w", from, err), release())
+		return nil, nil, nil, errors.Join(err, release())
 	}
 	return plan, func() error { return carryNew(dir, plan) }, release, nil
+}
+
+// planElsewhere is planRecovery on a machine that is no node yet. Nothing is left
+// behind unless it is carried out.
+func planElsewhere(cfg config.Config, from string) (plan *server.Recovery, carry, done func() error, err error) {
+	dir := cfg.Cluster.DataDir
+	plan, err = readSnapshot(from, func(f io.Reader) (*server.Recovery, error) { return server.RecoverElsewhere(identityOf(cfg), f) })
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	release := func() error { return nil }
+	carry = func() error {
+		free, err := holdLog(dir)
+		if err != nil {
+			return err
+		}
+		release = free
+		// The log comes first: without an identity it starts nothing, and the command
+		// can be run again.
+		if err := carryNew(dir, plan); err != nil {
+			return err
+		}
+		return server.TakeIdentity(dir, plan.Identity())
+	}
+	return plan, carry, func() error { return release() }, nil
+}
+
+func readSnapshot(from string, plan func(io.Reader) (*server.Recovery, error)) (*server.Recovery, error) {
+	f, err := os.Open(from)
+	if err != nil {
+		return nil, blixard.Invalid("--from", "`blixard cluster snapshot FILE` saves one", "the snapshot cannot be read: %v", err)
+	}
+	r, err := plan(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("recovering from %s: %w", from, err)
+	}
+	return r, nil
 }
 
 // carryNew makes a new log beside the old one and swaps them. A crash between

@@ -116,7 +116,7 @@ type Options struct {
 	Release        string
 	PublishAddress string             // IP that ports are published on; 127.0.0.1 by default
 	Capacity       *blixard.Resources // in place of what the machine has; zeros are asked of the machine
-	Reserved       blixard.Resources  // kept for the machine
+	Reserved       blixard.Resources  // kept for the machine; MemoryMiB -1: see DefaultReservedMiB
 	MaxInstances   int
 
 	HeartbeatEvery time.Duration // 1 s by default

@@ -463,6 +463,27 @@ func TestNodeReport(t *testing.T) {
 	}
 }
 
+// A machine keeps memory for itself, unless it is said how much it offers.
+func TestReservedByDefault(t *testing.T) {
+	for machine, want := range map[int64]int64{1024: 256, 4096: 512, 16 << 10: 819, 64 << 10: 3276, 512 << 10: 8192} {
+		if got := DefaultReservedMiB(machine); got != want {
+			t.Errorf("of %d MiB it keeps %d, want %d", machine, got, want)
+		}
+	}
+	report := func(edit func(*Options)) NodeReport {
+		n := newNode(t, edit)
+		n.until("the node is reported", func() bool { n.cluster.mu.Lock(); defer n.cluster.mu.Unlock(); return len(n.cluster.node) > 0 })
+		return n.cluster.node[0]
+	}
+	if r := report(func(o *Options) { o.Reserved.MemoryMiB = -1 }); r.Reserved.MemoryMiB != DefaultReservedMiB(r.Capacity.MemoryMiB) {
+		t.Errorf("by default: %+v", r)
+	}
+	offered := &blixard.Resources{MemoryMiB: 4096}
+	if r := report(func(o *Options) { o.Reserved.MemoryMiB, o.Capacity = -1, offered }); r.Reserved.MemoryMiB != 0 || r.Capacity.MemoryMiB != 4096 {
+		t.Errorf("with a capacity: %+v", r)
+	}
+}
+
 // Many things go wrong at random; afterwards all is as wanted and nothing is
 // left over.
 func TestFaultsConverge(t *testing.T) {

@@ -84,12 +84,25 @@ func (a *Agent) nodeReport(ctx context.Context) (NodeReport, error) {
 	if r.Capacity, err = MachineCapacity(a.o.DataDir); err != nil {
 		return r, err
 	}
+	if r.Reserved.MemoryMiB < 0 {
+		r.Reserved.MemoryMiB = DefaultReservedMiB(r.Capacity.MemoryMiB)
+		if c := a.o.Capacity; c != nil && c.MemoryMiB > 0 {
+			r.Reserved.MemoryMiB = 0 // who says what is offered has kept what is to be kept
+		}
+	}
 	if c := a.o.Capacity; c != nil {
 		r.Capacity.MilliCPU = cmp.Or(c.MilliCPU, r.Capacity.MilliCPU)
 		r.Capacity.MemoryMiB = cmp.Or(c.MemoryMiB, r.Capacity.MemoryMiB)
 		r.Capacity.DiskMiB = cmp.Or(c.DiskMiB, r.Capacity.DiskMiB)
 	}
 	return r, nil
+}
+
+// DefaultReservedMiB is how much of a machine's memory is kept for itself when
+// nobody says: for its system, this server, and what each QEMU needs beside its
+// guest's memory.
+func DefaultReservedMiB(machineMiB int64) int64 {
+	return min(max(machineMiB/20, 512), 8<<10, machineMiB/4)
 }
 
 // MachineCapacity is what this machine has; its disk is the file system of dir.

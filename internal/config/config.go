@@ -104,7 +104,7 @@ type MicroVM struct {
 	NixConfigDir      string   `toml:"nix_config_dir"`
 	CapacityVCPUs     int      `toml:"capacity_vcpus"`     // 0: what the machine has
 	CapacityMemoryMB  int64    `toml:"capacity_memory_mb"` // 0: what the machine has
-	ReservedMemoryMB  int64    `toml:"reserved_memory_mb"`
+	ReservedMemoryMB  int64    `toml:"reserved_memory_mb"` // -1: by the machine's size
 	ReservedVCPUs     int      `toml:"reserved_vcpus"`
 	ImageDir          string   `toml:"image_dir"` // empty: below data_dir
 	ForceEmulation    bool     `toml:"force_emulation"`
@@ -170,7 +170,7 @@ func Default() Config {
 		Discovery: Discovery{Method: "static", Port: 7946},
 		Consensus: Consensus{ElectionTimeout: Duration(time.Second), HeartbeatInterval: Duration(100 * time.Millisecond), SnapshotThreshold: 10_000, MaxVoters: 5},
 		Liveness:  Liveness{HeartbeatInterval: Duration(time.Second), Lease: Duration(5 * time.Second), Margin: Duration(time.Second)},
-		MicroVM:   MicroVM{DefaultMemoryMB: 512, DefaultVCPUs: 1, MaxVMsPerNode: 100, NixConfigDir: "/etc/blixard/vm-configs", StopTimeout: Duration(10 * time.Second)},
+		MicroVM:   MicroVM{DefaultMemoryMB: 512, DefaultVCPUs: 1, MaxVMsPerNode: 100, ReservedMemoryMB: -1, NixConfigDir: "/etc/blixard/vm-configs", StopTimeout: Duration(10 * time.Second)},
 		Network:   Network{Mode: "user", Subnet: "10.88.0.0/16", BridgeName: "blixard0"},
 		Monitoring: Monitoring{
 			MetricsEnabled: true,
@@ -508,6 +508,9 @@ func (c *Config) Check() error {
 	spec := c.MicroVM.SpecDefaults()
 	if c.MicroVM.DefaultMemoryMB < 0 || c.MicroVM.DefaultVCPUs < 0 || c.MicroVM.StopTimeout < 0 || c.MicroVM.StartLimit < 0 {
 		return invalid("microvm", "leave it out, or set it to 0 for the built-in default", "microvm: default_memory_mb, default_vcpus, start_limit and stop_timeout must not be negative")
+	}
+	if c.MicroVM.ReservedMemoryMB < -1 {
+		return invalid("microvm.reserved_memory_mb", "-1 reserves by the machine's size, 0 reserves nothing", "microvm.reserved_memory_mb is %d", c.MicroVM.ReservedMemoryMB)
 	}
 	spec.Defaults()
 	if err := spec.Check(); err != nil {

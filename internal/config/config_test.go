@@ -1,9 +1,11 @@
 package config
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/blixard/blixard"
@@ -102,6 +104,8 @@ func TestWhatCannotBeRightIsRefused(t *testing.T) {
 		"no TOML":           {text: "\x89PNG", want: "config.toml:1:"},
 		"unknown method":    {text: "[discovery]\nmethod = \"telepathy\"", want: "telepathy"},
 		"unknown variable":  {environ: []string{"BLIXARD_CLUSTER_NODE_IDD=a"}, want: "did you mean BLIXARD_CLUSTER_NODE_ID?"},
+		"foreign zone":      {text: "[cluster]\nzone = \"ü\"", want: "the zone"},
+		"foreign label":     {text: "[cluster.labels]\na = \"b,c\"", want: "cluster.labels"},
 		"unknown driver":    {text: "[microvm]\ndefault_hypervisor = \"qemuu\"", want: "did you mean qemu?"},
 		"variable's number": {environ: []string{"BLIXARD_MICROVM_DEFAULT_VCPUS=x"}, want: "is not a whole number"},
 	} {
@@ -131,5 +135,24 @@ func TestAMissingFileIsAnErrorOnlyWhenNamed(t *testing.T) {
 	}
 	if _, err := Load(path, true, nil); blixard.CodeOf(err) != blixard.CodeInvalid {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestOnlyFilesAreRead: what never ends, never begins or is no configuration by
+// its size is refused at once.
+func TestOnlyFilesAreRead(t *testing.T) {
+	dir := t.TempDir()
+	large, pipe := filepath.Join(dir, "large.toml"), filepath.Join(dir, "pipe")
+	if err := os.WriteFile(large, bytes.Repeat([]byte("#\n"), 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{"/dev/zero": "no regular file", pipe: "no regular file", dir: "no regular file", large: "larger than 1 MiB"} {
+		_, err := Load(path, true, nil)
+		if blixard.CodeOf(err) != blixard.CodeInvalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want %q", path, err, want)
+		}
 	}
 }

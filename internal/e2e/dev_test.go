@@ -113,3 +113,49 @@ func TestDevInForeground(t *testing.T) {
 		t.Errorf("of a cluster that was there: %s", said)
 	}
 }
+
+// TestDevStartInParallel: a node that waits for a majority keeps nobody from
+// starting the node that makes one.
+func TestDevStartInParallel(t *testing.T) {
+	needs(t, false)
+	t.Parallel()
+	dir := t.TempDir()
+	dev := func(said *words, args ...string) *exec.Cmd {
+		cmd := exec.Command(filepath.Join(bin, "blixard"), append([]string{"dev"}, args...)...)
+		cmd.Env = append(os.Environ(), "BLIXARD_DEV_DIR="+dir)
+		cmd.Stdout, cmd.Stderr = said, said
+		return cmd
+	}
+	run := func(args ...string) {
+		t.Helper()
+		var said words
+		if err := dev(&said, args...).Run(); err != nil {
+			t.Errorf("dev %v: %v\n%s", args, err, said.String())
+		}
+	}
+	run("up", "--detach", "--nodes", "3")
+	t.Cleanup(func() { run("down") })
+	run("kill", "node1", "node2", "node3")
+	var first words
+	waits := dev(&first, "start", "node1")
+	if err := waits.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(20 * time.Second); !strings.Contains(first.String(), "waits for a leader"); {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Errorf("it does not say that it waits:\n%s", first.String())
+			deadline = nil
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	run("start", "node2")
+	if err := waits.Wait(); err != nil || strings.Contains(first.String(), "no member") {
+		t.Errorf("dev start node1: %v\n%s", err, first.String())
+	}
+}

@@ -481,3 +481,48 @@ func TestGuestsAreClosed(t *testing.T) {
 		t.Error("a wrong token gets the state")
 	}
 }
+
+// Every machine is gone: the saved state goes on where there never was a node,
+// under the name of one that was, and others join it.
+func TestRecoverElsewhere(t *testing.T) {
+	needs(t, false)
+	t.Parallel()
+	c := Start(t, 2)
+	c.waitMembers(2, wanted(2), 30*time.Second)
+	c.Must("vm", "create", "kept", "--no-start", "--replicas", "2")
+	saved := filepath.Join(c.dir, "saved")
+	c.Must("cluster", "snapshot", saved)
+	c.Must("vm", "create", "forgotten", "--no-start")
+	old := slices.Clone(c.Nodes)
+	for _, n := range old {
+		c.Kill(n)
+	}
+	fresh := c.Another()
+	flags := []string{"cluster", "recover", "--data-dir", fresh.Dir, "--node-id", "node1", "--listen", fresh.Address, "--publish-address", fresh.Publish, "--from", saved}
+	out, code := c.local(flags...)
+	if code != 6 || !strings.Contains(out, "nothing was changed") || !strings.Contains(out, "node1, node2") {
+		t.Errorf("without the flag: exit code %d\n%s", code, out)
+	}
+	if left, err := os.ReadDir(fresh.Dir); err != nil || len(left) > 0 {
+		t.Errorf("a plan left %v behind (%v)", left, err)
+	}
+	c.mustLocal(append(flags, "--discard-other-nodes")...)
+	if out, code := c.local(append(flags, "--discard-other-nodes")...); code != 6 {
+		t.Errorf("again: exit code %d\n%s", code, out)
+	}
+	fresh.Name = "node1"
+	if i := slices.Index(fresh.args, "--node-id"); i >= 0 {
+		fresh.args[i+1] = "node1"
+	}
+	c.start(fresh)
+	c.Nodes = []*Node{fresh}
+	c.waitMembers(1, 1, 20*time.Second)
+	if out := c.Must("vm", "list", "-o", "name"); strings.TrimSpace(out) != "vm/kept" {
+		t.Errorf("the VMs are %q", out)
+	}
+	c.joinAgain(old[1], fresh)
+	c.start(old[1])
+	c.Nodes = []*Node{fresh, old[1]}
+	c.waitMembers(2, wanted(2), 30*time.Second)
+	c.Nodes = []*Node{old[0], old[1], fresh}
+}

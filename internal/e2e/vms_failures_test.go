@@ -46,6 +46,20 @@ func testRestartAlways(u *user) {
 	u.says("stopped", "vm", "status", "always")
 }
 
+// A command that cannot be started is told at once, and never ran.
+func testNotStarted(u *user) {
+	u.later("nosuch")
+	u.fails(6, []string{"nosuch-1 has failed on", "the command could not be started (exit code 126)", "/nosuch"},
+		slices.Concat([]string{"vm", "create", "nosuch"}, small, []string{"--", "/nosuch"})...)
+	u.says("the command could not be started", "vm", "list", "-o", "wide", "--filter", "name=nosuch")
+	if out := u.ok("vm", "events", "nosuch"); strings.Contains(out, "Running") {
+		u.Errorf("it is said to have run:\n%s", out)
+	}
+	u.ok("vm", "logs", "nosuch")
+	u.fails(3, []string{"it is an instance of the VM nosuch"}, "vm", "restart", "nosuch-1")
+	u.fails(2, []string{"memory is 64M; the builtin image needs at least 96M to boot"}, "vm", "create", "tiny", "--memory", "64M")
+}
+
 func testRestartOnFailure(u *user) {
 	// Success is the end of it.
 	u.later("success")

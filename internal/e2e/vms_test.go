@@ -42,7 +42,7 @@ func TestVMs(t *testing.T) {
 		"logs": testLogs, "formats": testFormats, "dry run": testDryRun, "rest": testREST, "depends on": testDependsOn,
 	})
 	together("failures", map[string]func(*user){
-		"restart always": testRestartAlways, "restart on failure": testRestartOnFailure, "restart never": testRestartNever,
+		"restart always": testRestartAlways, "restart on failure": testRestartOnFailure, "restart never": testRestartNever, "not started": testNotStarted,
 		"health exec": testHealthExec, "health http": testHealthHTTP, "health tcp": testHealthTCP, "ends": testEnds, "timeout": testTimeout,
 	})
 	together("images", map[string]func(*user){

@@ -27,7 +27,13 @@ func (s *Server) HeartbeatOf(ctx context.Context, node blixard.NodeName, raftID 
 	st := s.status.Load()
 	switch st.leader {
 	case 0:
-		return Grant{}, &blixard.Error{Code: blixard.CodeUnavailable, Message: "no leader is known"}
+		// Anybody: it may lead, and if this node was removed, it says so. Whom this
+		// node took for the leader may have been removed with it.
+		address := s.anyMember()
+		if address == "" {
+			return Grant{}, &blixard.Error{Code: blixard.CodeUnavailable, Message: "no leader is known"}
+		}
+		return s.opt.Peers.Heartbeat(ctx, address, node, raftID)
 	case s.opt.Identity.RaftID:
 		return s.GrantLease(ctx, node, raftID)
 	}
@@ -60,4 +66,25 @@ func (s *Server) GrantLease(ctx context.Context, node blixard.NodeName, raftID u
 			return Grant{}, unavailable(ctx, "the heartbeat was not answered in time")
 		}
 	}
+}
+
+// anyMember is the address of another member, each time of the next one; "" when
+// none is known.
+func (s *Server) anyMember() string {
+	var addresses []string
+	s.View().Nodes(func(n *blixard.Node) bool {
+		if n.RaftID != s.opt.Identity.RaftID && !n.Simulated {
+			addresses = append(addresses, n.Address)
+		}
+		return true
+	})
+	if len(addresses) == 0 {
+		for _, p := range s.opt.Identity.Peers {
+			addresses = append(addresses, p.Address)
+		}
+	}
+	if len(addresses) == 0 {
+		return ""
+	}
+	return addresses[s.asked.Add(1)%uint64(len(addresses))]
 }

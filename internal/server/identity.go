@@ -97,6 +97,14 @@ func putIdentity(dir string, id Identity) error {
 	return WriteDurably(identityPath(dir), append(b, '\n'))
 }
 
+// TakeIdentity makes an identity durable whose log is in place already.
+func TakeIdentity(dir string, id Identity) error {
+	if _, err := ReadIdentity(dir); !errors.Is(err, ErrNoIdentity) {
+		return errors.Join(err, fmt.Errorf("%s belongs to a node already", dir))
+	}
+	return putIdentity(dir, id)
+}
+
 // WriteDurably writes a file that is there whole or not at all.
 func WriteDurably(path string, b []byte) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")

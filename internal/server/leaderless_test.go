@@ -79,3 +79,30 @@ func TestNoMajority(t *testing.T) {
 		t.Errorf("the read says %q", read)
 	}
 }
+
+// TestOrphanAsksAnybody: a node that has lost its leader asks whoever is left for
+// its lease. If it was removed meanwhile, with the leader it knew, nobody else
+// would ever tell it.
+func TestOrphanAsksAnybody(t *testing.T) {
+	c := newCluster(t)
+	c.maxVoters = 1
+	founder := c.found("node1")
+	other := c.join("node2", founder)
+	orphan := c.join("node3", founder)
+	c.eventually("all are members", func() bool { return other.srv.Ready() && orphan.srv.View().NodeCount() == 3 })
+	if err := founder.stop(); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("the leader is out of touch", func() bool { return !orphan.srv.Ready() })
+	asked := map[bool]bool{}
+	c.eventually("it asks every other member", func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err := orphan.srv.Heartbeat(ctx)
+		if err == nil {
+			t.Fatal("a lease without a leader")
+		}
+		asked[strings.Contains(err.Error(), "connection refused")] = true // the dead one's; the other answers that it does not lead
+		return len(asked) == 2
+	})
+}

@@ -82,6 +82,7 @@ type Server struct {
 	request      atomic.Uint64
 	pending      atomic.Int64
 	pendingBytes atomic.Int64
+	asked        atomic.Uint64 // counts heartbeats to anybody
 
 	// Owned by the loop.
 	loop          *replica.Loop

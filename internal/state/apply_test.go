@@ -84,6 +84,9 @@ func drawCommand(t *rapid.T, v *state.View, nested bool) state.Command {
 	case 14:
 		return &state.CreateToken{Token: state.Token{ID: "t", Hash: "h", ExpiresMS: 50, UsesLeft: 2}}
 	case 15:
+		if rapid.Bool().Draw(t, "image") {
+			return &state.RemoveImage{Digest: digest(rapid.IntRange(1, 2).Draw(t, "digest")), Back: rapid.Bool().Draw(t, "back")}
+		}
 		return &state.RevokeToken{ID: "t"}
 	case 16:
 		if nested {
@@ -103,7 +106,7 @@ func drawCommand(t *rapid.T, v *state.View, nested bool) state.Command {
 	case 19, 20:
 		return drawPreemption(t, v, vm, rows)
 	case 21:
-		return &state.ApplyVM{Name: vm, Spec: testSpec(t), Desired: rapid.SampledFrom([]blixard.Desired{"", "running", "stopped", "flying"}).Draw(t, "desired")}
+		return &state.ApplyVM{Name: vm, Spec: testSpec(t), Desired: rapid.SampledFrom([]blixard.Desired{"", "running", "stopped", "flying"}).Draw(t, "desired"), ExpectVersion: rapid.SampledFrom([]uint64{0, 0, 5}).Draw(t, "expect")}
 	}
 	o := &state.Observe{Node: node, RaftID: raftID}
 	for range rapid.IntRange(1, 3).Draw(t, "seen") {

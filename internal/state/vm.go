@@ -3,6 +3,8 @@ package state
 import (
 	"reflect"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/internal/wire"
@@ -124,6 +126,11 @@ func (tx *txn) find(name blixard.VMName, expect uint64) (*blixard.VM, *blixard.E
 
 func (tx *txn) noVM(name blixard.VMName) *blixard.Error {
 	e := &blixard.Error{Code: blixard.CodeNotFound, Message: "there is no VM named " + clip(string(name)), Hint: "`blixard vm list` shows them"}
+	if vm := tx.vmOfSlot(string(name)); vm != "" {
+		e.Message += "; it is an instance of the VM " + vm
+		e.Hint = "VMs are started, stopped, restarted and changed as a whole: name " + vm + "; what an instance runs is replaced by itself when it fails"
+		return e
+	}
 	var names []string
 	tx.t.vms.Scan(func(n blixard.VMName, _ *blixard.VM) bool {
 		names = append(names, string(n))
@@ -133,6 +140,19 @@ func (tx *txn) noVM(name blixard.VMName) *blixard.Error {
 		e.Hint = "did you mean " + near + "?"
 	}
 	return e
+}
+
+// vmOfSlot is the VM that has a slot of that name, "" if none has.
+func (tx *txn) vmOfSlot(slot string) string {
+	at := strings.LastIndexByte(slot, '-')
+	if at <= 0 {
+		return ""
+	}
+	vm := tx.t.vm(blixard.VMName(slot[:at]))
+	if n, err := strconv.Atoi(slot[at+1:]); err != nil || vm == nil || n < 1 || n > vm.Spec.Replicas || string(blixard.SlotID(vm.Name, n)) != slot {
+		return ""
+	}
+	return slot[:at]
 }
 
 // UpdateVM replaces a VM's spec. Parts that a running instance cannot take over

@@ -36,7 +36,8 @@ func TestEndReason(t *testing.T) {
 		{"too little memory", "", "", ended{known: true}, "the guest reset before its console came up; often it has too little memory"},
 		{"reset without a word of QEMU", "", "bye\n", ended{known: true}, "guest rebooted"},
 		{
-			"memory used up", "", "[ 1.2] Kernel panic - not syncing: System is deadlocked on memory\r\n", ended{known: true},
+			"memory used up", "", "[ 1.2] Kernel panic - not syncing: System is deadlocked on memory\r\n",
+			ended{known: true},
 			"guest kernel panicked: System is deadlocked on memory; it has too little memory",
 		},
 		{"new cause", "qemu_system_shutdown_request reason=42\n", "", ended{}, "QEMU shut down, cause 42"},
