@@ -140,6 +140,9 @@ func (r *retries) next(ctx context.Context, err error) error {
 	}
 	wait := r.wait(after)
 	if time.Since(r.started)+wait > limit {
+		if r.last != nil {
+			return r.last // a node knows better than that another one is gone
+		}
 		return verdict
 	}
 	if verdict.Code != blixard.CodeOverloaded { // another node may know better

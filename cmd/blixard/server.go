@@ -226,20 +226,24 @@ func join(ctx context.Context, cfg config.Config, replace bool, words io.Writer)
 	if len(members) == 0 {
 		return none, blixard.Invalid("join", "give --join host:port", "the token names no member to join")
 	}
-	dir := cfg.Cluster.DataDir
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return none, fmt.Errorf("making the data directory: %w", err)
-	}
-	keyPath := filepath.Join(dir, "join.key")
-	key, err := joinKey(keyPath)
-	if err != nil {
-		return none, err
-	}
 	c, err := client.New(client.Options{Addresses: members, UserAgent: "blixard-join"})
 	if err != nil {
 		return none, err
 	}
 	defer c.Close()
+	dir := cfg.Cluster.DataDir
+	keyPath := filepath.Join(dir, "join.key")
+	if err := reachMember(ctx, c, keyPath); err != nil {
+		return none, fmt.Errorf("joining the cluster at %s: %w", strings.Join(members, ", "), err)
+	}
+	made := firstMissing(dir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return none, fmt.Errorf("making the data directory: %w", err)
+	}
+	key, err := joinKey(keyPath)
+	if err != nil {
+		return none, err
+	}
 	id := identityOf(cfg)
 	labels := map[string]string{}
 	for _, l := range id.Labels {
@@ -250,10 +254,14 @@ func join(ctx context.Context, cfg config.Config, replace bool, words io.Writer)
 		Node: &blixardv1.NodeIdentity{Name: string(id.Name), Address: id.Address, PublishAddress: id.PublishAddress, Zone: id.Zone, Labels: labels, Roles: id.Roles, Witness: id.Witness},
 	})
 	if err != nil {
-		if blixard.CodeOf(err) != blixard.CodeUnavailable {
-			err = errors.Join(err, os.Remove(keyPath)) // refused for good: the next try is a new one
+		if blixard.CodeOf(err) == blixard.CodeUnavailable {
+			return none, &blixard.Error{
+				Code: blixard.CodeUnavailable, Message: fmt.Sprintf("joining the cluster at %s: %s; it may have taken this node all the same", strings.Join(members, ", "), blixardv1.AsError(err).Message),
+				Hint: "run it again with the same arguments: " + keyPath + " has it taken up, not repeated",
+			}
 		}
-		return none, fmt.Errorf("joining the cluster at %s: %w", strings.Join(members, ", "), err)
+		// Refused for good: the next try is a new one, and nothing is left of this.
+		return none, errors.Join(fmt.Errorf("joining the cluster at %s: %w", strings.Join(members, ", "), err), os.Remove(keyPath), removeMade(made, dir))
 	}
 	out := server.Identity{ClusterID: m.GetClusterId(), Name: id.Name, RaftID: m.GetRaftId(), Secret: m.GetSecret()}
 	for _, p := range m.GetMembers() {
@@ -273,6 +281,44 @@ func join(ctx context.Context, cfg config.Config, replace bool, words io.Writer)
 		return none, err
 	}
 	return out, forgetJoin(dir)
+}
+
+// reachMember tells whether a member answers, before anything is written for a
+// join. A join under way is taken up without.
+func reachMember(ctx context.Context, c *client.Client, keyPath string) error {
+	if _, err := os.Stat(keyPath); err == nil {
+		return nil
+	}
+	// It is asked without the cluster's secret: that it refuses to say is enough.
+	if _, err := c.GetHealth(ctx, &blixardv1.GetHealthRequest{}); err != nil && blixard.CodeOf(err) != blixard.CodeDenied {
+		return err
+	}
+	return nil
+}
+
+// firstMissing is the topmost directory that would have to be made for dir, ""
+// when dir is there.
+func firstMissing(dir string) string {
+	missing := ""
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		if _, err := os.Stat(at); !errors.Is(err, os.ErrNotExist) || at == filepath.Dir(at) {
+			return missing
+		}
+		missing = at
+	}
+}
+
+// removeMade removes the empty directories from dir up to made, which is ""
+// when there is none.
+func removeMade(made, dir string) error {
+	if made == "" {
+		return nil
+	}
+	for at := filepath.Clean(dir); ; at = filepath.Dir(at) {
+		if err := os.Remove(at); err != nil || at == made {
+			return err
+		}
+	}
 }
 
 // forgetJoin ends a join for good: its key must never be used again, since the

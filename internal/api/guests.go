@@ -434,8 +434,8 @@ func (h guests) Console(ctx context.Context, stream blixardv1connect.GuestServic
 	err = h.opt.Guests.Console(ctx, at.instance.ID, readWriter{input, writerFunc(func(p []byte) error {
 		return stream.Send(&blixardv1.ConsoleResponse{Data: p})
 	})})
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		return nil
+	if ctx.Err() != nil {
+		return nil // the caller has left, perhaps before the console was open
 	}
 	return err
 }

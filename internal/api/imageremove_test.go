@@ -22,6 +22,7 @@ func (s *site) keeps(node, digest string) bool {
 // TestDeleteImage: an image goes from all nodes, from one that was away when it
 // is back, and stays as long as it is used.
 func TestDeleteImage(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, 3)
 	c := s.client("node1")
 	kept, err := c.PutImage(short(t), "", strings.NewReader("bundle"), -1)

@@ -224,7 +224,6 @@ func (s *restStream) Receive(msg any) error {
 			return err
 		}
 	} else if s.req.ContentLength != 0 {
-		s.r.h.limitBody(s.w) // of which nothing is read but what is to be passed over
 		return blixard.Invalid("", "give parameters in the query", "%s %s takes no body", s.req.Method, "/"+strings.Join(s.rt.segments, "/"))
 	}
 	query, err := url.ParseQuery(s.req.URL.RawQuery)
@@ -292,7 +291,6 @@ func (s *restStream) body(m proto.Message) error {
 	if enc := s.req.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		return &httpError{status: http.StatusUnsupportedMediaType, err: blixard.Errorf(blixard.CodeInvalid, "the body is encoded as %.40q, which is not understood", enc)}
 	}
-	s.r.h.limitBody(s.w)
 	data, err := io.ReadAll(http.MaxBytesReader(s.w, s.req.Body, MaxBodyBytes))
 	var tooLarge *http.MaxBytesError
 	switch {

@@ -90,7 +90,7 @@ func New(o Options) *Handler {
 // ServeHTTP serves one request of any protocol.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
-	h.limitStranger(w, r)
+	h.limitRequest(w, r)
 	switch {
 	case strings.HasPrefix(path, "/blixard.v1."):
 		stream, known := h.streams[path]
@@ -100,11 +100,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		if stream {
 			r = r.WithContext(withUnblock(r.Context(), http.NewResponseController(w)))
-		} else {
-			h.limitBody(w)
 		}
 		h.rpc.ServeHTTP(w, r)
-	case strings.HasPrefix(path, imagePrefix) && r.Method != http.MethodDelete, path == "/v1/images" && r.Method == http.MethodPost:
+	case imageContent(r):
 		h.serveImage(w, r)
 	case strings.HasPrefix(path, "/v1/"):
 		h.rest.ServeHTTP(w, r)
@@ -115,8 +113,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // limitBody bounds how long a body may take to arrive, so that a caller that
 // sends byte by byte holds a connection for a bounded time only.
-func (h *Handler) limitBody(w http.ResponseWriter) {
-	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(h.timeout)); err != nil {
+func (h *Handler) limitBody(w http.ResponseWriter, within time.Duration) {
+	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(within)); err != nil {
 		h.opt.Log.Debug("no read deadline", "error", err)
 	}
 }
@@ -125,21 +123,30 @@ func (h *Handler) limitBody(w http.ResponseWriter) {
 // is refused, or that has no use for one.
 const strangerTimeout = 5 * time.Second
 
-// limitStranger sees to it that a caller without a token holds no connection: it
-// is closed after the refusal, and what is left of the body is not waited for.
-// What anybody may ask has no body worth waiting for either.
-func (h *Handler) limitStranger(w http.ResponseWriter, r *http.Request) {
+// limitRequest bounds how long a body may hold a connection, before anything is
+// decided about the request: what is left of it is passed over before the answer
+// goes out. A caller without a token is put off after the refusal. Streams and
+// images of members may take as long as they do.
+func (h *Handler) limitRequest(w http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
 	served := strings.HasPrefix(path, "/v1/") || strings.HasPrefix(path, "/blixard.v1.")
-	if r.ContentLength == 0 || path == "/v1/join" || path == blixardv1connect.ClusterServiceJoinProcedure || served && h.authorize(r.Header.Get("Authorization")) == nil {
-		return // the body of a join is bounded as those of members are
-	}
-	if served {
+	switch {
+	case r.ContentLength == 0:
+	case path == "/v1/join" || path == blixardv1connect.ClusterServiceJoinProcedure:
+		h.limitBody(w, h.timeout)
+	case !served:
+		h.limitBody(w, strangerTimeout)
+	case h.authorize(r.Header.Get("Authorization")) != nil:
 		w.Header().Set("Connection", "close")
+		h.limitBody(w, strangerTimeout)
+	case !h.streams[path] && !imageContent(r):
+		h.limitBody(w, h.timeout)
 	}
-	if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(strangerTimeout)); err != nil {
-		h.opt.Log.Debug("no read deadline", "error", err)
-	}
+}
+
+// imageContent tells whether a request sends or gets the content of an image.
+func imageContent(r *http.Request) bool {
+	return strings.HasPrefix(r.URL.Path, imagePrefix) && r.Method != http.MethodDelete || r.URL.Path == "/v1/images" && r.Method == http.MethodPost
 }
 
 // serveOpen serves what anybody may ask.

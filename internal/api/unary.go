@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	unaryReadBytes    = 8 << 10 // a request that is to be answered here fits into it
+	unaryReadBytes    = 8 << 10          // a request that is to be answered here fits into it
 	unaryFirstFor     = 10 * time.Second // as long as net/http waits for a request's header
 	unaryIdleFor      = 2 * time.Minute
 	unaryWriteTimeout = 30 * time.Second

@@ -153,6 +153,9 @@ func (a *app) checkGlobals(cmd *cobra.Command) error {
 	if err := oneOf("--output", a.output, outputNames); err != nil {
 		return err
 	}
+	if strings.ContainsFunc(a.givenToken(), func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return blixard.Invalid("--token", "give the token alone, such as $(cat admin.token)", "the token has spaces, line breaks or other characters that no token has")
+	}
 	if a.timeout < 0 || a.requestTimeout < 0 {
 		return blixard.Invalid("timeout", "write a positive duration such as 30s or 2m", "a time limit is negative")
 	}
@@ -183,10 +186,16 @@ func (a *app) addresses() []string {
 	return out
 }
 
+// givenToken is the token of the flag or the environment, where a line break at
+// its end is easily caught.
+func (a *app) givenToken() string {
+	return strings.TrimSpace(firstOf(a.token, a.env.Getenv("BLIXARD_TOKEN")))
+}
+
 // credentials are the API token: the flag, the environment, or the file that
 // the server of this machine wrote.
 func (a *app) credentials() string {
-	if t := firstOf(a.token, a.env.Getenv("BLIXARD_TOKEN")); t != "" {
+	if t := a.givenToken(); t != "" {
 		return t
 	}
 	dirs := []string{"/var/lib/blixard"}
@@ -194,11 +203,27 @@ func (a *app) credentials() string {
 		dirs = []string{d}
 	}
 	for _, dir := range dirs {
-		if data, err := os.ReadFile(filepath.Join(dir, "admin.token")); err == nil {
-			return strings.TrimSpace(string(data))
+		if token := readToken(filepath.Join(dir, "admin.token")); token != "" {
+			return token
 		}
 	}
 	return ""
+}
+
+// maxTokenBytes bounds a file with a token.
+const maxTokenBytes = 4096
+
+// readToken reads the token of a file, "" when it cannot.
+func readToken(path string) string {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > maxTokenBytes {
+		return ""
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
 }
 
 // client connects on first use.

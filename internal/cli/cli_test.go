@@ -93,7 +93,7 @@ func manyVMs(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("%v", err)
 	}
 	for i := range n {
-		fmt.Fprintf(&b, "---\napiVersion: blixard.dev/v1\nkind: VM\nmetadata: {name: vm-%d}\nspec: {desired: stopped, memory: 64M}\n", i)
+		fmt.Fprintf(&b, "---\napiVersion: blixard.dev/v1\nkind: VM\nmetadata: {name: vm-%d}\nspec: {desired: stopped, memory: 128M}\n", i)
 	}
 	if len(args) > 2 {
 		b.WriteString(strings.Join(args[2:], " ") + "\n")

@@ -35,6 +35,7 @@ func (a *app) clusterStatus() *cobra.Command {
 		},
 	}
 	flags.add(cmd, true)
+	completeSortOf(cmd, "node")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "resources, replication and releases too")
 	return cmd
 }
@@ -108,6 +109,7 @@ func (a *app) clusterList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.listNodes(cmd.Context(), flags) },
 	}
 	flags.add(cmd, true)
+	completeSortOf(cmd, "node")
 	a.mayBeStale(cmd)
 	return cmd
 }

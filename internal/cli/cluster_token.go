@@ -64,15 +64,18 @@ func (a *app) tokenList() *cobra.Command {
 		},
 	}
 	flags.add(cmd, false)
+	completeSortOf(cmd, "token")
 	return cmd
 }
+
+var tokenColumns = []column{{name: "TOKEN"}, {name: "NODE"}, {name: "USES LEFT"}, {name: "EXPIRES IN"}}
 
 func (a *app) tokens(ctx context.Context) (*listing, error) {
 	got, err := ask(ctx, a, (*client.Client).ListTokens, &blixardv1.ListTokensRequest{})
 	if err != nil {
 		return nil, err
 	}
-	l := &listing{key: "tokens", empty: "there are no tokens", columns: []column{{name: "TOKEN"}, {name: "NODE"}, {name: "USES LEFT"}, {name: "EXPIRES IN"}}}
+	l := &listing{key: "tokens", empty: "there are no tokens", columns: tokenColumns}
 	for _, t := range got.Tokens {
 		uses := num(t.UsesLeft)
 		if t.UsesLeft < 0 {

@@ -162,28 +162,54 @@ func (a *app) devStart() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "start NODE…", Short: "Start the server of a node again", Args: takes("NODE…"), ValidArgsFunction: a.completeDevNodes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withDev(func(d *devCluster) error {
-				for _, name := range args {
-					n, err := d.node(name)
-					if err != nil {
-						return err
-					}
-					if err := a.startNode(cmd.Context(), d, n, noWait); err != nil {
+			var started []*devNode
+			var d *devCluster
+			err := a.withDev(func(locked *devCluster) error {
+				d = locked
+				nodes := make([]*devNode, len(args))
+				for i, name := range args { // all are known before one is started
+					var err error
+					if nodes[i], err = d.node(name); err != nil {
 						return err
 					}
 				}
+				for _, n := range nodes {
+					if n.alive() {
+						if err := a.done("node", n.Name, "runs already"); err != nil {
+							return err
+						}
+						continue
+					}
+					if err := a.startNode(cmd.Context(), d, n); err != nil {
+						return err
+					}
+					started = append(started, n)
+				}
 				return nil
 			})
+			if err != nil {
+				return err
+			}
+			// Others may be needed for a majority: nobody is kept from starting them.
+			for _, n := range started {
+				if !noWait {
+					if err := a.awaitNode(cmd.Context(), d, n); err != nil {
+						return err
+					}
+				}
+				if err := a.done("node", n.Name, "started"); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "do not wait until the node is ready")
 	return cmd
 }
 
-func (a *app) startNode(ctx context.Context, d *devCluster, n *devNode, noWait bool) error {
-	if n.alive() {
-		return a.done("node", n.Name, "runs already")
-	}
+// startNode starts the server of a node.
+func (a *app) startNode(ctx context.Context, d *devCluster, n *devNode) error {
 	join, token := "", ""
 	if !joined(d, n) && n != d.Nodes[0] {
 		var err error
@@ -192,13 +218,12 @@ func (a *app) startNode(ctx context.Context, d *devCluster, n *devNode, noWait b
 		}
 		join = d.Nodes[0].Listen
 	}
-	if err := d.begin(a, n, join, token); err != nil {
-		return err
-	}
-	if noWait {
-		return a.done("node", n.Name, "started")
-	}
-	err := a.poll(ctx, "node/"+n.Name+" is not ready", func(ctx context.Context) (bool, string, error) {
+	return d.begin(a, n, join, token)
+}
+
+// awaitNode waits until a node is ready, in its own words.
+func (a *app) awaitNode(ctx context.Context, d *devCluster, n *devNode) error {
+	return a.poll(ctx, "node/"+n.Name+" is not ready", func(ctx context.Context) (bool, string, error) {
 		if !n.alive() {
 			return false, "", blixard.Errorf(blixard.CodeRefused, "the server of %s has ended: %s", n.Name, d.lastWords(n))
 		}
@@ -207,16 +232,19 @@ func (a *app) startNode(ctx context.Context, d *devCluster, n *devNode, noWait b
 			return false, "waiting for an answer of " + n.Name, nil //nolint:nilerr // it has not come up yet
 		}
 		for _, m := range s.Nodes {
-			if m.Id == n.Name {
+			switch {
+			case m.Id != n.Name:
+			case s.Leader == "":
+				return false, n.Name + " runs and waits for a leader: a majority of the voters must run", nil
+			default:
 				return m.State == "Ready" && s.Ready, n.Name + " is " + m.State, nil
 			}
 		}
+		if !s.Ready {
+			return false, n.Name + " runs and has not heard from the cluster yet", nil
+		}
 		return false, n.Name + " is no member", nil
 	})
-	if err != nil {
-		return err
-	}
-	return a.done("node", n.Name, "started")
 }
 
 func (a *app) devEnv() *cobra.Command {

@@ -43,6 +43,13 @@ func (a *app) get() *cobra.Command {
 		},
 	}
 	flags.add(cmd, true)
+	completeSort(cmd, func(args []string) []column {
+		if len(args) == 0 {
+			return nil
+		}
+		kind, _, _ := kindName(args[0])
+		return columnsOf(kind)
+	})
 	a.mayBeStale(cmd)
 	return cmd
 }
@@ -168,12 +175,14 @@ func (a *app) getTokens(ctx context.Context, name string) (*listing, error) {
 	return l.named("token", name)
 }
 
+var imageColumns = []column{{name: "DIGEST"}, {name: "SIZE"}, {name: "AGE"}, {name: "DESCRIPTION"}}
+
 func (a *app) getImages(ctx context.Context, name string) (*listing, error) {
 	got, err := ask(ctx, a, (*client.Client).ListImages, &blixardv1.ListImagesRequest{})
 	if err != nil {
 		return nil, err
 	}
-	l := &listing{key: "images", empty: "there are no images; builtin is always there", columns: []column{{name: "DIGEST"}, {name: "SIZE"}, {name: "AGE"}, {name: "DESCRIPTION"}}}
+	l := &listing{key: "images", empty: "there are no images; builtin is always there", columns: imageColumns}
 	for _, i := range got.Images {
 		size := cell{text: fmt.Sprintf("%.1fM", float64(i.SizeBytes)/(1<<20)), number: blixard.Quantity(i.SizeBytes) * 1000, kind: numberCell}
 		l.rows = append(l.rows, row{name: "image/" + i.Digest, object: i, cells: []cell{str(i.Digest), size, age(time.Now(), i.CreatedMs), str(i.Description)}})

@@ -21,6 +21,7 @@ func (a *app) imageList() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.getKind(cmd.Context(), "image", "", flags) },
 	}
 	flags.add(cmd, false)
+	completeSortOf(cmd, "image")
 	return cmd
 }
 

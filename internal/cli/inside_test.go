@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,7 +43,7 @@ func zeros(v reflect.Value, path string) []string {
 func TestAFlagForEveryFieldOfASpec(t *testing.T) {
 	var flags specFlags
 	cmd := &cobra.Command{}
-	flags.add(cmd)
+	flags.add(cmd, cobra.NoFileCompletions)
 	for _, set := range []string{
 		"type=long-lived", "image=builtin", "hypervisor=qemu", "replicas=2", "vcpus=2", "memory=1G", "disk=1G", "constraint=zone=a", "prefer=zone=a:60",
 		"affinity=web", "anti-affinity-group=g", "spread-across=zone", "strategy=binpack", "priority=7", "env=A=b", "label=a=b", "publish=80:80",
@@ -193,6 +194,26 @@ func FuzzDocuments(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestArgumentsOfOthers: commands of the caller refuse arguments as ours do.
+func TestArgumentsOfOthers(t *testing.T) {
+	var stderr bytes.Buffer
+	run := func(*cobra.Command, []string) error { return nil }
+	env := Env{
+		Stdout: io.Discard, Stderr: &stderr, Getenv: func(string) string { return "" },
+		Extra:        []*cobra.Command{{Use: "server", Args: cobra.NoArgs, RunE: run}},
+		ClusterExtra: []*cobra.Command{{Use: "join", Args: cobra.NoArgs, RunE: run}, {Use: "pair A B", Args: cobra.ExactArgs(2), RunE: run}},
+	}
+	for line, want := range map[string]int{"server": 0, "server foo": 2, "cluster join foo": 2, "cluster pair a": 2, "cluster pair a b": 0} {
+		stderr.Reset()
+		if got := Run(t.Context(), env, strings.Fields(line)); got != want {
+			t.Errorf("%s exits %d, want %d", line, got, want)
+		}
+		if want != 0 && !strings.Contains(stderr.String(), "hint: usage: blixard ") {
+			t.Errorf("%s: %s", line, stderr.String())
+		}
+	}
 }
 
 // TestOurs: only hypervisors and servers of a directory belong to it.

@@ -121,6 +121,48 @@ func (l *listFlags) add(cmd *cobra.Command, watchable bool) {
 	}
 }
 
+// completeSort completes --sort with the columns of what a command lists.
+func completeSort(cmd *cobra.Command, columns func(args []string) []column) {
+	err := cmd.RegisterFlagCompletionFunc("sort", func(_ *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+		sign := ""
+		if strings.HasPrefix(toComplete, "-") {
+			sign = "-"
+		}
+		var out []string
+		for _, c := range columns(args) {
+			out = append(out, sign+strings.ReplaceAll(strings.ToLower(c.name), " ", "-"))
+		}
+		return out, cobra.ShellCompDirectiveNoFileComp
+	})
+	if err != nil {
+		panic("completing --sort: " + err.Error()) // the flag is not there: a bug
+	}
+}
+
+// columnsOf are the columns of what `get` lists of a kind.
+func columnsOf(kind string) []column {
+	switch strings.TrimSuffix(kind, "s") {
+	case "vm":
+		return vmListing(nil, time.Time{}).columns
+	case "node":
+		return nodeListing(nil, time.Time{}).columns
+	case "instance":
+		return instanceListing(nil, time.Time{}).columns
+	case "event":
+		return eventListing(nil, time.Time{}).columns
+	case "token":
+		return tokenColumns
+	case "image":
+		return imageColumns
+	}
+	return nil
+}
+
+// completeSortOf is completeSort for a command that lists one kind.
+func completeSortOf(cmd *cobra.Command, kind string) {
+	completeSort(cmd, func([]string) []column { return columnsOf(kind) })
+}
+
 // print filters, sorts and writes a listing.
 func (a *app) print(w io.Writer, l *listing, flags listFlags) error {
 	if err := l.narrow(flags); err != nil {

@@ -154,7 +154,10 @@ func document(vm *blixardv1.VM) map[string]any {
 		spec["healthCheck"] = check
 	}
 	put("desired", vm.GetDesired(), vm.GetDesired() != "")
-	metadata := map[string]any{"name": vm.GetName(), "version": vm.GetVersion()}
+	metadata := map[string]any{"name": vm.GetName()}
+	if v := vm.GetVersion(); v != 0 {
+		metadata["version"] = v
+	}
 	if labels := s.GetLabels(); len(labels) > 0 {
 		metadata["labels"] = labels
 	}

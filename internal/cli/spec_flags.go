@@ -33,7 +33,8 @@ type specFlags struct {
 	maxRestarts int
 }
 
-func (s *specFlags) add(cmd *cobra.Command) {
+// add registers the flags; vms completes names of VMs.
+func (s *specFlags) add(cmd *cobra.Command, vms cobra.CompletionFunc) {
 	f := cmd.Flags()
 	f.StringVar(&s.spec.Type, "type", "long-lived", "kind of VM; only long-lived")
 	f.StringVar(&s.spec.Image, "image", "builtin", "builtin, sha256:… of an imported image, or a PATH (kernel+initrd or rootfs) that is imported first")
@@ -66,12 +67,32 @@ func (s *specFlags) add(cmd *cobra.Command) {
 	f.StringSliceVar(&s.dependsOn, "depends-on", nil, "VMs that must run before this one starts")
 	f.StringVar(&s.spec.Network, "network", "", "user or bridge; the node chooses if empty")
 	f.DurationVar(&s.stopGrace, "stop-grace", 0, "time the guest gets to shut down (default 10s)")
+	for _, flag := range []string{"affinity", "depends-on"} {
+		if err := cmd.RegisterFlagCompletionFunc(flag, listed(vms)); err != nil {
+			panic("completing --" + flag + ": " + err.Error()) // the flag is not there: a bug
+		}
+	}
 	registerValues(cmd, "hypervisor", blixard.Hypervisors()...)
 	registerValues(cmd, "strategy", "spread", "binpack")
 	registerValues(cmd, "on-partition", "stop", "continue")
 	registerValues(cmd, "restart", "always", "on-failure", "never")
 	registerValues(cmd, "network", "user", "bridge")
 	registerValues(cmd, "type", "long-lived")
+}
+
+// listed completes the last of several values with commas between them.
+func listed(complete cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+		before := ""
+		if at := strings.LastIndexByte(toComplete, ','); at >= 0 {
+			before, toComplete = toComplete[:at+1], toComplete[at+1:]
+		}
+		names, directive := complete(cmd, nil, toComplete)
+		for i := range names {
+			names[i] = before + names[i]
+		}
+		return names, directive
+	}
 }
 
 // registerValues lists the values of a flag for shells.

@@ -49,7 +49,7 @@ What follows "--" is run in the guest instead of what the image says.`,
 			return a.create(cmd.Context(), name, spec, start, change)
 		},
 	}
-	flags.add(cmd)
+	flags.add(cmd, a.completeOneVM)
 	change.add(cmd, true)
 	cmd.Flags().StringVar(&config, "config", "", "a VM document in YAML (.nix needs nodes with the microvm.nix driver)")
 	cmd.Flags().StringVar(&microvmConfig, "microvm-config", "", "the same as --config")

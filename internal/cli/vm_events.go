@@ -39,6 +39,7 @@ func (a *app) vmEvents() *cobra.Command {
 
 func addEventFlags(cmd *cobra.Command, flags *listFlags, warnings *bool, limit *int32) {
 	flags.add(cmd, true)
+	completeSortOf(cmd, "event")
 	cmd.Flags().BoolVar(warnings, "warnings", false, "warnings only")
 	cmd.Flags().Int32Var(limit, "limit", 100, "at most so many, the newest")
 }

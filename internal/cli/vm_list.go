@@ -33,6 +33,7 @@ func (a *app) vmList() *cobra.Command {
 		},
 	}
 	flags.add(cmd, true)
+	completeSortOf(cmd, "vm")
 	a.mayBeStale(cmd)
 	cmd.Flags().StringArrayVarP(&labels, "selector", "l", nil, "only VMs with this label, KEY=VALUE or KEY")
 	cmd.Flags().StringVar(&node, "node", "", "only VMs that have an instance on this node")

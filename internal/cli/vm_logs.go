@@ -7,6 +7,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +25,8 @@ func (a *app) vmLogs() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "logs NAME", Short: "The console log of a VM's instances, or of one instance", Args: takes("NAME"), ValidArgsFunction: a.completeTargets,
 		Long: `Print the console log of a VM, or of one of its instances (webapp-2).
-When there are several instances each line begins with the one it is of.`,
+When there are several instances each line begins with the one it is of. Following
+rides out nodes that restart; what is written meanwhile is left out.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if tail < -1 {
 				return blixard.Invalid("--tail", "give a number of lines, or -1 for all that is kept", "--tail is %d", tail)
@@ -92,13 +94,29 @@ func (a *app) logs(ctx context.Context, name string, follow bool, tail int32) er
 		req.TailLines = &tail
 	}
 	out := &logLines{w: a.env.Stdout, prefix: instance == "" && vm.GetSpec().GetReplicas() > 1, rest: map[string][]byte{}}
-	err = c.Logs(ctx, req, func(m *blixardv1.LogsResponse) error { return out.take(m.Instance, m.Data) })
-	out.flush()
-	if follow && ctx.Err() != nil {
-		return nil //nolint:nilerr // Ctrl-C is how following ends
+	for told := false; ; told = true {
+		err = c.Logs(ctx, req, func(m *blixardv1.LogsResponse) error { return out.take(m.Instance, m.Data) })
+		out.flush()
+		if follow && ctx.Err() != nil {
+			return nil //nolint:nilerr // Ctrl-C is how following ends
+		}
+		if !follow || blixard.CodeOf(err) != blixard.CodeUnavailable {
+			return err
+		}
+		if !told {
+			a.say("%v; going on when it is back, with what is written from then on", err)
+		}
+		req.TailLines = new(int32(0))
+		select {
+		case <-time.After(logsAgain):
+		case <-ctx.Done():
+			return nil
+		}
 	}
-	return err
 }
+
+// logsAgain is how long following waits before it looks whether a node is back.
+const logsAgain = time.Second
 
 // logLines puts the instance before each line when several are mixed.
 type logLines struct {
@@ -141,6 +159,7 @@ func (l *logLines) flush() {
 	for _, instance := range l.order {
 		if rest := l.rest[instance]; len(rest) > 0 {
 			fmt.Fprintf(l.w, "%s | %s\n", instance, rest)
+			l.rest[instance] = nil
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -193,6 +194,8 @@ func TestImportRefusesHostileInput(t *testing.T) {
 		{"size", big, "larger than 2048 MiB"},
 		{"empty tar", makeTar(t, true), "empty"},
 		{"cut off", cutOff(t, makeTar(t, true, root, file("x", strings.Repeat("x", 5000)))), "reading"},
+		{"cut off in a file", cutOff(t, makeTar(t, false, root, file("x", strings.Repeat("x", 50_000)))), "reading x"},
+		{"cut off in a packed file", cutOff(t, makeTar(t, true, root, file("x", incompressible(50_000)))), "reading x"},
 		{"no tar", filepath.Join(directory("x", "hello"), "x"), "no tar"},
 		{"backing file alone", filepath.Join(directory("disk", qcow), "disk"), "backing file"},
 		{"no root", directory("hello", "x"), "no root file system"},
@@ -230,6 +233,16 @@ func hugeTar(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// incompressible makes a text that gzip cannot make much shorter.
+func incompressible(n int) string {
+	random := rand.New(rand.NewPCG(1, 2))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(random.Uint32())
+	}
+	return string(b)
 }
 
 func cutOff(t *testing.T, path string) string {

@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bufio"
+	"compress/flate"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -165,6 +166,9 @@ func (s *spooler) take(t *tree, in io.Reader, header *tar.Header) error {
 			err = io.ErrUnexpectedEOF
 		}
 		if err != nil {
+			if cutOff(err) {
+				err = fmt.Errorf("%w: %w", ErrInvalid, err)
+			}
 			return fmt.Errorf("reading %s from the archive: %w", name, err)
 		}
 		s.offset += n
@@ -199,6 +203,13 @@ func (s *spooler) take(t *tree, in io.Reader, header *tar.Header) error {
 		return fmt.Errorf("%s has the unknown type %q: %w", name, header.Typeflag, ErrInvalid)
 	}
 	return t.put(e)
+}
+
+// cutOff tells an archive that ends early or is damaged from one that cannot be
+// read, or be written here.
+func cutOff(err error) bool {
+	_, corrupt := errors.AsType[flate.CorruptInputError](err)
+	return corrupt || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, gzip.ErrHeader)
 }
 
 // cleanName refuses names that leave the archive's root.
