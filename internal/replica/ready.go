@@ -68,7 +68,7 @@ func (r *Replica) Ready() Ready {
 	if !raft.IsEmptyHardState(rd.HardState) {
 		out.HardState = rd.HardState
 	}
-	if out.MustSync && r.leader && r.ballotKept(rd.HardState) {
+	if out.MustSync && r.settled() && r.ballotKept(rd.HardState) {
 		for _, m := range rd.Messages {
 			if m.GetType() == raftpb.MsgApp {
 				out.Early = append(out.Early, m)
@@ -87,6 +87,13 @@ func (r *Replica) Ready() Ready {
 }
 
 func isConfChange(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }
+
+// settled tells whether this leader has applied every change of the configuration
+// that is in its log. What goes out early may be in the log of a follower and not
+// in the leader's after a crash. That follower must then be able to stand for
+// election, so whoever gets an entry early must know with it, as the leader does,
+// who votes: a demoted voter whose log is longer would refuse its vote for ever.
+func (r *Replica) settled() bool { return r.ruling && r.confUntil <= r.st.Index() }
 
 // ballotKept tells whether the term and the vote are durable already: a leader
 // that forgets them in a crash could vote for another one of its term.

@@ -3,6 +3,7 @@ package sim
 import (
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/internal/converge"
@@ -27,10 +28,16 @@ var kinds = []kind{
 
 	{"kill", "process", down, func(_ *world, m *machine, f *Fault) { m.kill(); m.again(f.ForMS) }},
 	{"power cut", "power", down, func(_ *world, m *machine, f *Fault) { m.powerCut(); m.again(f.ForMS) }},
+	{"power cut, files deleted", "power", down, func(w *world, m *machine, f *Fault) {
+		m.powerCut()
+		m.hyp.deleted()
+		m.again(f.ForMS)
+	}},
 	{"blackout", "blackout", down, blackout},
 	{"crash after a vote", "vote", func(d *drawer, f *Fault) { f.Arg, f.Arg2 = d.between(1, 3), d.between(0, 1) }, func(w *world, _ *machine, f *Fault) { w.faults.voteCrash, w.faults.voteCut = int(f.Arg), int(f.Arg2) }},
 
 	{"disk error", "disk", forBetween(100, 6000), func(w *world, m *machine, f *Fault) { diskFault(w, m, f, errDisk) }},
+	{"fsync error", "disk", forBetween(100, 6000), fsyncFault},
 	{"disk full", "disk", forBetween(100, 9000), func(w *world, m *machine, f *Fault) { diskFault(w, m, f, errFull) }},
 	{"slow disk", "disk", func(d *drawer, f *Fault) { f.ForMS, f.Arg = d.between(500, 8000), d.between(50, 1000) }, slowDisk},
 	{"bit flip", "decay", func(d *drawer, f *Fault) {
@@ -214,6 +221,20 @@ func diskFault(w *world, m *machine, f *Fault, cause error) {
 			m.fs.Fault = nil
 		}
 	})
+}
+
+// fsyncFault has writes succeed and nothing become durable for a while.
+func fsyncFault(w *world, m *machine, f *Fault) {
+	diskFault(w, m, f, errDisk)
+	if fs := m.fs; fs != nil {
+		every := fs.Fault
+		fs.Fault = func(op string) error {
+			if strings.HasSuffix(op, ".sync") {
+				return every(op)
+			}
+			return nil
+		}
+	}
 }
 
 func slowDisk(w *world, m *machine, f *Fault) {

@@ -222,6 +222,22 @@ func (h *hypervisor) powerCut() {
 	h.killAll("the machine was off", func(*vm) bool { return true })
 }
 
+// deleted has somebody delete the files of what has ended. That something was
+// started is durable before it is, so only that of which the cluster knows it
+// can be missed.
+func (h *hypervisor) deleted() {
+	r := h.m.w.ruler()
+	if r == nil {
+		return
+	}
+	for _, key := range sorted(h.vms) {
+		row := rowOf(r.proc.r.View(), h.m, key)
+		if !alive(h.vms[key].phase) && row != nil && row.State != blixard.Pending && row.State != blixard.Preparing {
+			delete(h.vms, key)
+		}
+	}
+}
+
 // wiped is a new machine in the place of the old one.
 func (h *hypervisor) wiped() {
 	h.powerCut()

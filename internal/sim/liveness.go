@@ -13,7 +13,7 @@ import (
 func (c *checker) leaderless() string {
 	r := c.w.ruler()
 	if r == nil {
-		return "nobody rules"
+		return "nobody rules: " + c.standing()
 	}
 	for _, m := range c.w.machines {
 		if m.proc != nil && c.w.operator.member(m) && m.proc.r.Leader() != r.raftID {
@@ -21,6 +21,21 @@ func (c *checker) leaderless() string {
 		}
 	}
 	return ""
+}
+
+// standing tells what each replica knows.
+func (c *checker) standing() string {
+	var out []string
+	for _, m := range c.w.machines {
+		if m.proc == nil {
+			out = append(out, string(m.name)+" is down")
+			continue
+		}
+		r := m.proc.r
+		out = append(out, fmt.Sprintf("%s is member %d in term %d, log to %d, committed to %d, voters %v, learners %v",
+			m.name, m.raftID, r.Term(), r.LastIndex(), r.Committed(), r.ConfState().GetVoters(), r.ConfState().GetLearners()))
+	}
+	return strings.Join(out, "; ")
 }
 
 // unsettled tells what still differs from what is wanted, "" if nothing does.
