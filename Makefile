@@ -46,7 +46,7 @@ demo: setup build ## a 3-node cluster with real microVMs that loses a node; ONCE
 
 .PHONY: test
 test: setup build ## all tests, those with real guests and clusters of processes included
-	$(GO) test -timeout $(TESTTIME) $(TESTFLAGS) ./...
+	$(GO) test -count=1 -timeout $(TESTTIME) $(TESTFLAGS) ./... # not from the cache, which does not see what programs the tests run
 
 .PHONY: check
 check: build ## the quick checks before a commit: build, vet, gofmt, architecture, short tests
