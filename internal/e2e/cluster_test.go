@@ -126,12 +126,17 @@ func (c *Cluster) Join(node *Node) {
 
 func (c *Cluster) start(node *Node) {
 	c.t.Helper()
+	c.launch(node, exec.Command(filepath.Join(bin, "blixard"), node.args...))
+}
+
+// launch starts a node's server by a command, with its words in the node's log.
+func (c *Cluster) launch(node *Node, cmd *exec.Cmd) {
+	c.t.Helper()
 	logFile, err := os.OpenFile(filepath.Join(c.dir, node.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	defer logFile.Close()
-	cmd := exec.Command(filepath.Join(bin, "blixard"), node.args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -75,25 +74,7 @@ func apart(t *testing.T, n int, extra ...string) (*Cluster, *world) {
 
 // start is Cluster.start in the node's namespace.
 func (w *world) start(c *Cluster, node *Node) {
-	logFile, err := os.OpenFile(filepath.Join(c.dir, node.Name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer logFile.Close()
-	cmd := exec.Command("ip", append([]string{"netns", "exec", w.spaces[node], filepath.Join(bin, "blixard")}, node.args...)...)
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		w.t.Fatal(err)
-	}
-	c.mu.Lock()
-	node.cmd, node.exited = cmd, make(chan struct{})
-	exited := node.exited
-	c.mu.Unlock()
-	go func() {
-		_ = cmd.Wait() // how it ended is in its log
-		close(exited)
-	}()
+	c.launch(node, exec.Command("ip", append([]string{"netns", "exec", w.spaces[node], filepath.Join(bin, "blixard")}, node.args...)...))
 }
 
 func (w *world) cut(node *Node)  { ip(w.t, "link", "set", w.links[node], "down") }
