@@ -13,7 +13,7 @@ package blixard
 
 // FeatureLevel is the newest set of replicated commands this build knows. A
 // cluster uses the lowest level of its members.
-const FeatureLevel = 1
+const FeatureLevel = 2
 
 // Names of things. Each is a DNS label (see CheckName).
 type (

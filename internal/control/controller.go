@@ -113,6 +113,7 @@ type Controller struct {
 	sweptMS     int64
 	steppedMS   int64 // when the last pass was
 	preempting  preempting
+	functions   functions
 }
 
 // maxPauseMS is how late a pass may be, at most, for the record of leases to be
@@ -172,6 +173,7 @@ func (c *Controller) Reset(v *state.View, nowMonoMS int64) {
 	v.Nodes(func(n *blixard.Node) bool { c.freshNodes.Insert(n.Name); return true })
 	v.VMs(func(vm *blixard.VM) bool { c.freshVMs.Insert(vm.Name); return true })
 	c.preempting = newPreempting(v, nowMonoMS)
+	c.functions = newFunctions(v)
 }
 
 // Resign forgets everything on losing leadership; Reset begins again.
@@ -186,12 +188,17 @@ func (c *Controller) Observe(changes []state.Change) {
 		switch o := changes[i].Object.(type) {
 		case *blixard.Node:
 			c.freshNodes.Insert(o.Name)
+			c.functions.seeNode(o.Name)
 		case *blixard.VM:
 			c.touched(o.Name)
 			c.preempting.see(o)
 		case *blixard.Instance:
 			c.touched(o.VM)
 			c.freed = c.freed || changes[i].Deleted || !o.Holds()
+		case *blixard.FunctionVersion:
+			c.functions.builds = true
+		case *blixard.AsyncEvent:
+			c.functions.events = c.functions.events || o.Owner == ""
 		}
 	}
 }
@@ -234,6 +241,7 @@ func (c *Controller) Step(in Input) Output {
 	p.fire()
 	p.lookAtNodes()
 	p.takeIn()
+	p.lookAtFunctions()
 	p.sweep()
 	p.retry()
 	p.rank()
@@ -345,7 +353,7 @@ func (p *pass) nextWake() int64 {
 	if len(p.out) > 0 || p.queue.Len() > 0 || p.freshVMs.Len() > 0 || p.freshNodes.Len() > 0 {
 		return p.now
 	}
-	at := p.sweptMS + sweepTickMS
+	at := min(p.sweptMS+sweepTickMS, p.functions.wakeMS)
 	if t, ok := p.timers.Min(); ok {
 		at = min(at, t.atMS)
 	}

@@ -103,10 +103,15 @@ func (l *Leases) back(n *blixard.Node, nowMonoMS int64) bool {
 // certain. Its row is Lost, so it belongs to an earlier row of its node than
 // the present one.
 func (l *Leases) lostEndMS(v *state.View, i *blixard.Instance) int64 {
+	return l.formerEndMS(v, i.Node)
+}
+
+// formerEndMS is when every lease of a node's earlier rows is over for certain.
+func (l *Leases) formerEndMS(v *state.View, name blixard.NodeName) int64 {
 	last := l.electedMS
-	if r := l.nodes[i.Node]; r != nil {
+	if r := l.nodes[name]; r != nil {
 		last = max(r.ackMS, r.formerMS)
-		if n := v.Node(i.Node); n != nil && n.RaftID == r.raftID && n.Epoch == r.epoch {
+		if n := v.Node(name); n != nil && n.RaftID == r.raftID && n.Epoch == r.epoch {
 			last = r.formerMS
 		}
 	}

@@ -43,6 +43,9 @@ type Progress struct {
 	RaftID uint64
 	Match  uint64
 	Active bool // heard from lately
+	// LostForMS is how long its node has been lost, by the clock of the leader that
+	// asks and as far as it knows: wall clocks may jump.
+	LostForMS int64
 }
 
 // MembersInput is what Members looks at.
@@ -53,7 +56,6 @@ type MembersInput struct {
 	Committed uint64
 	Self      uint64 // the leader
 	MaxVoters int    // 0: 5
-	NowWallMS int64
 	// LostMS is how long a voter is lost until another takes its place; 0: a
 	// minute.
 	LostMS int64
@@ -66,7 +68,8 @@ const caughtUp = 1000
 // propose it, and ask again when it is applied.
 //
 //   - A member whose node was removed is removed; the leader itself hands over
-//     leadership first.
+//     leadership first. A voter among an odd number stays until a learner has
+//     taken its place, if one can: until then one less would bear no more.
 //   - A node that is no member becomes a learner.
 //   - Learners are promoted until there are as many voters as there should be:
 //     an odd number, at most MaxVoters and at most the nodes that can be. With
@@ -140,7 +143,7 @@ func without(ids []uint64, id uint64) []uint64 {
 // goneFor tells whether a node is lost for so long that it is not counted on.
 func (m *membership) gone(id uint64) bool {
 	n := m.rows[id]
-	return n == nil || n.State == blixard.NodeLost && !m.active(id) && m.NowWallMS-n.LostMS >= m.LostMS
+	return n == nil || n.State == blixard.NodeLost && !m.active(id) && m.progress[id].LostForMS >= m.LostMS
 }
 
 // remove takes out members whose nodes were removed.
@@ -151,7 +154,7 @@ func (m *membership) remove() (MemberChange, string) {
 		}
 	}
 	for _, id := range m.voters {
-		if m.rows[id] == nil && id != m.Self && m.quorum(without(m.voters, id)) {
+		if m.rows[id] == nil && id != m.Self && m.quorum(without(m.voters, id)) && !m.standIn() {
 			return MemberChange{MemberRemove, id}, fmt.Sprintf("member %x has no node any more", id)
 		}
 	}
@@ -159,6 +162,15 @@ func (m *membership) remove() (MemberChange, string) {
 		return m.handOver()
 	}
 	return MemberChange{}, ""
+}
+
+// standIn tells whether a learner will take the place of a voter whose node was
+// removed. Going first, the voter would leave an even number: were another one
+// lost just then, the rest would be no majority, whatever learners there are.
+func (m *membership) standIn() bool {
+	return len(m.voters)%2 == 1 && len(m.counted()) < m.target() && slices.ContainsFunc(m.learners, func(id uint64) bool {
+		return m.rows[id] != nil && m.rows[id].State == blixard.NodeReady
+	})
 }
 
 // handOver finds the voter that should lead instead of this one.

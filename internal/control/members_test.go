@@ -23,11 +23,14 @@ type raftGroup struct {
 }
 
 func (g *raftGroup) input() MembersInput {
-	in := MembersInput{View: g.m.view(), Conf: g.conf, Committed: 5000, Self: g.self, MaxVoters: g.max, NowWallMS: g.m.now}
+	in := MembersInput{View: g.m.view(), Conf: g.conf, Committed: 5000, Self: g.self, MaxVoters: g.max}
 	for _, id := range append(slices.Clone(g.conf.Voters), g.conf.Learners...) {
 		p := Progress{RaftID: id, Match: 5000, Active: !g.dead[id]}
 		if g.behind[id] {
 			p.Match = 10
+		}
+		if n := g.m.view().NodeByRaftID(id); n != nil && n.State == blixard.NodeLost {
+			p.LostForMS = g.m.now - n.LostMS
 		}
 		in.Progress = append(in.Progress, p)
 	}
@@ -176,9 +179,41 @@ func TestMembersStory(t *testing.T) {
 	g.m.apply("leader", &state.ReviveNode{Name: "n2", RaftID: 2})
 	expect("the lost one learns when it is back")
 	g.m.apply("user", &state.RemoveNode{Name: "n1", Force: true})
-	expect("a leader that is removed hands over", "transfer-leader 3", "remove 1", "promote 2")
+	expect("a leader that is removed hands over", "transfer-leader 3", "promote 2", "remove 1")
 	g.m.apply("user", &state.RemoveNode{Name: "n4", Force: true})
 	expect("two that are left keep one voter", "remove 4", "demote 2")
+}
+
+// TestMembersReplaceBeforeRemoval: of three voters and a learner one voter is
+// removed. The learner votes before it goes, so that another one may be lost at
+// any time; without a learner in touch it goes at once.
+func TestMembersReplaceBeforeRemoval(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		g := &raftGroup{m: newSim(t.Fatalf), self: 1, dead: map[uint64]bool{}, behind: map[uint64]bool{}, max: 3}
+		for _, name := range []blixard.NodeName{"n1", "n2", "n3", "n4"} {
+			g.m.addNode(name, machine{cores: 4, memoryMiB: 4096, zone: "x"})
+		}
+		g.conf.Voters = []uint64{1}
+		g.settle(t.Fatalf)
+		out, learner := g.conf.Voters[1], g.conf.Learners[0]
+		want := []string{fmt.Sprintf("promote %d", learner), fmt.Sprintf("remove %d", out)}
+		if lost {
+			g.dead[learner] = true
+			g.m.apply("leader", &state.LoseNode{Name: g.m.view().NodeByRaftID(learner).Name, RaftID: learner})
+			want = want[1:]
+		}
+		g.m.apply("user", &state.RemoveNode{Name: g.m.view().NodeByRaftID(out).Name, Force: true})
+		if !lost {
+			g.behind[learner] = true
+			if steps := g.settle(t.Fatalf); len(steps) > 0 {
+				t.Errorf("while the learner is behind: %q", steps)
+			}
+			g.behind[learner] = false
+		}
+		if steps := g.settle(t.Fatalf); !slices.Equal(steps, want) {
+			t.Errorf("learner lost %t: %q, want %q", lost, steps, want)
+		}
+	}
 }
 
 // TestMembersReplaceTheLost: of five voters two are lost for good, and one

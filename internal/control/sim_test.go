@@ -25,6 +25,7 @@ type sim struct {
 	passes int
 	idleMS int64 // since when the leader proposed nothing
 	seen   map[string]uint64
+	level  int // feature level that nodes report
 
 	condemned []state.Victim // by earlier commands of the same pass
 }
@@ -101,7 +102,7 @@ func (m *sim) addNode(name blixard.NodeName, k machine) {
 func (m *sim) reportNode(a *agent) {
 	m.apply("agent", &state.ReportNode{
 		Name: a.name, RaftID: a.raftID, Address: string(a.name) + ":7", Zone: a.kind.zone, Hypervisors: []string{"qemu"},
-		Capacity: blixard.Resources{MilliCPU: a.kind.cores * 1000, MemoryMiB: a.kind.memoryMiB, DiskMiB: 1 << 20},
+		Capacity: blixard.Resources{MilliCPU: a.kind.cores * 1000, MemoryMiB: a.kind.memoryMiB, DiskMiB: 1 << 20}, FeatureLevel: m.level,
 	})
 }
 

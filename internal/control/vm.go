@@ -176,7 +176,7 @@ func (l *life) discard(i *blixard.Instance) {
 	switch n := l.v.Node(i.Node); {
 	case i.State == blixard.Lost && i.Spec.Singleton && l.now < l.Leases.lostEndMS(l.v, i):
 		l.wakeAt(l.vm.Name, l.Leases.lostEndMS(l.v, i))
-	case i.State == blixard.Lost, n == nil, n.State == blixard.NodeLost:
+	case i.State == blixard.Lost, n == nil, n.State != blixard.NodeReady: // who joins anew knows nothing of it
 		l.emit(&state.DropInstance{VM: i.VM, Ordinal: i.Ordinal, Generation: i.Generation})
 	case i.Wanted != blixard.WantRemove:
 		l.emit(&state.EndInstance{VM: i.VM, Ordinal: i.Ordinal, Generation: i.Generation, Wanted: blixard.WantRemove, Paused: i.Paused, Reason: reasonSuperseded})

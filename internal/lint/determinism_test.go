@@ -15,16 +15,16 @@ import (
 // core is the deterministic part: the same inputs in the same order give the
 // same outputs, on every machine, so that replicas agree and a simulator can
 // replay what happened.
-var core = []string{".", "internal/assert", "internal/wire", "internal/state", "internal/schedule", "internal/control", "internal/converge", "internal/replica", "internal/record"}
+var core = []string{".", "internal/assert", "internal/wire", "internal/state", "internal/schedule", "internal/control", "internal/converge", "internal/route", "internal/replica", "internal/record"}
 
 // coreImports is all that the core may import besides our own packages, whose
 // turn is TestLayers'. None of it has a clock, chance, concurrency, environment
-// or device: not time, not sync, not context, not hash/maphash, whose seed is
-// random. etcd's raft reads crypto/rand for its election jitter, which the
+// or device: not sync, not context, not hash/maphash, whose seed is random. Of
+// time only values may be used, no function and no variable. etcd's raft reads crypto/rand for its election jitter, which the
 // simulator seeds.
 var coreImports = []string{
 	"bufio", "bytes", "cmp", "container/heap", "encoding/binary", "encoding/hex", "errors", "fmt", "hash/crc32", "hash/fnv", "io", "iter", "maps", "math",
-	"math/bits", "net/netip", "reflect", "slices", "sort", "strconv", "strings", "unicode", "unicode/utf8",
+	"math/bits", "net/netip", "reflect", "slices", "sort", "strconv", "strings", "time", "unicode", "unicode/utf8",
 	"github.com/tidwall/btree", "go.etcd.io/raft/v3", "go.etcd.io/raft/v3/raftpb", "go.etcd.io/raft/v3/tracker", "google.golang.org/protobuf/proto",
 }
 
@@ -132,6 +132,8 @@ func (c *checker) judge(n ast.Node, stack []ast.Node) string {
 		}
 	case *ast.BinaryExpr:
 		return c.float(x)
+	case *ast.SelectorExpr:
+		return c.clock(x)
 	case *ast.CallExpr:
 		switch name := c.called(x); name {
 		case "maps.Keys", "maps.Values", "maps.All":
@@ -197,6 +199,28 @@ func mapOf(p *types.TypeParam) (types.Type, bool) {
 }
 
 // called is the package and name of the function or method that is called.
+// clock finds what of package time is no value or type: functions read the
+// clock or wait for it, variables are the machine's zones.
+func (c *checker) clock(x *ast.SelectorExpr) string {
+	obj := c.info.Uses[x.Sel]
+	if obj == nil || obj.Pkg() == nil || obj.Pkg().Path() != "time" {
+		return ""
+	}
+	switch o := obj.(type) {
+	case *types.Func:
+		if o.Signature().Recv() != nil {
+			return "" // of a value
+		}
+	case *types.Var:
+		if o.IsField() {
+			return ""
+		}
+	default:
+		return ""
+	}
+	return "time." + obj.Name()
+}
+
 func (c *checker) called(call *ast.CallExpr) string {
 	fun := call.Fun
 	if index, ok := fun.(*ast.IndexExpr); ok {
@@ -229,7 +253,9 @@ func TestDeterminismFindsSins(t *testing.T) {
 		{"excused without reason", "func f(m map[int]int) {\n\t//order:any\n\tfor range m {\n\t}\n}", []string{"without a reason"}},
 		{"excuse of nothing", "//order:any because\nfunc f() {}", []string{"excuses nothing"}},
 		{"keys", "import \"maps\"\nfunc f(m map[int]int) (n int) {\n\tfor k := range maps.Keys(m) {\n\t\tn = k\n\t}\n\treturn n\n}", []string{"maps.Keys outside slices.Sorted"}},
-		{"clock", "import \"time\"\nfunc f() time.Time { return time.Now() }", []string{"the import of time"}},
+		{"clock", "import \"time\"\nfunc f() time.Time { return time.Now() }", []string{"x.go:3:29: time.Now"}},
+		{"zone", "import \"time\"\nvar here = time.Local", []string{"time.Local"}},
+		{"times as values", "import \"time\"\nfunc f(a, b time.Time) time.Duration { return b.Sub(a) + time.Second }", nil},
 		{"chance", "import \"math/rand/v2\"\nfunc f() int { return rand.Int() }", []string{"the import of math/rand/v2"}},
 		{"lock", "import \"sync\"\nvar mu sync.Mutex", []string{"the import of sync"}},
 		{"floats", "func f(a, b float64) float64 { const c = 1.5 * 2; return a*b + c }", []string{"arithmetic on floats", "arithmetic on floats"}},

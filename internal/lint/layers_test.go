@@ -26,6 +26,7 @@ var layers = map[string]string{
 	"internal/schedule": ". internal/assert internal/state",
 	"internal/control":  ". internal/assert internal/state internal/schedule",
 	"internal/converge": ". internal/assert",
+	"internal/route":    ". internal/assert",
 	"internal/replica":  ". internal/assert internal/state internal/control",
 	"internal/record":   ". internal/state internal/wire",
 	// 2: ports, and what both sides of one speak.
@@ -34,7 +35,11 @@ var layers = map[string]string{
 	"internal/raftlog":   ".",
 	"internal/transport": ".",
 	"internal/guest":     ". internal/assert",
+	"internal/call":      ". internal/assert",
 	"internal/image":     ". internal/assert",
+	"internal/code":      ".",
+	"internal/wasmlane":  "",
+	"internal/accesskey": ". internal/state",
 	// 3: adapters. Each knows its own port and no other adapter.
 	"internal/vmm/*":             ". internal/assert internal/vmm",
 	"internal/network/*":         ". internal/assert internal/network",
@@ -46,20 +51,23 @@ var layers = map[string]string{
 	"api/blixard/peer/v1":        "",
 	"api/blixard/peer/v1/*":      "api/blixard/peer/v1",
 	// 4: shells. Goroutines, sockets, the wall clock.
-	"client":          ". api/blixard/v1 api/blixard/v1/blixardv1connect",
-	"internal/config": ".",
-	"internal/server": ". internal/assert internal/state internal/control internal/replica internal/record internal/raftlog internal/transport",
-	"internal/agent":  ". internal/assert internal/converge internal/vmm internal/network internal/guest internal/image",
+	"client":            ". api/blixard/v1 api/blixard/v1/blixardv1connect",
+	"internal/config":   ".",
+	"internal/dispatch": ". internal/assert internal/route internal/state internal/vmm internal/call internal/code internal/image internal/schedule",
+	"internal/server":   ". internal/assert internal/state internal/control internal/replica internal/record internal/raftlog internal/transport",
+	"internal/agent":    ". internal/assert internal/converge internal/vmm internal/network internal/guest internal/image",
 	// A node passes a request on to another one as any client would.
-	"internal/api": ". client internal/assert internal/state internal/schedule internal/guest api/blixard/v1 api/blixard/v1/blixardv1connect",
+	"internal/api":       ". client internal/assert internal/state internal/schedule internal/guest api/blixard/v1 api/blixard/v1/blixardv1connect",
+	"internal/lambdaapi": ". internal/accesskey internal/assert internal/code internal/state",
+	"internal/gateway":   ". internal/route internal/schedule internal/state internal/wire",
 	// The messages of the API are the words in which client speaks.
 	"internal/cli": ". client api/blixard/v1",
 	// Tests: of the tree itself, of the programs as a whole, and what supports them.
 	"internal/lint":        "",
 	"internal/e2e":         "",
-	"internal/api/apitest": ". internal/api internal/guest internal/record internal/state",
+	"internal/api/apitest": ". client internal/api internal/guest internal/record internal/state api/blixard/v1",
 	// The simulator drives the core with the real log on a disk in memory.
-	"internal/sim": ". internal/assert internal/state internal/schedule internal/control internal/converge internal/replica internal/record internal/raftlog internal/raftlog/wal internal/raftlog/wal/memfs",
+	"internal/sim": ". internal/assert internal/state internal/route internal/schedule internal/control internal/converge internal/replica internal/record internal/raftlog internal/raftlog/wal internal/raftlog/wal/memfs",
 	// 5: wiring, the only place that names adapters.
 	"cmd/*": anything,
 }

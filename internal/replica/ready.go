@@ -9,6 +9,7 @@ import (
 	"go.etcd.io/raft/v3/raftpb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/blixard/blixard"
 	"github.com/blixard/blixard/internal/assert"
 	"github.com/blixard/blixard/internal/control"
 	"github.com/blixard/blixard/internal/state"
@@ -104,8 +105,8 @@ func (r *Replica) ballotKept(hs *raftpb.HardState) bool {
 }
 
 // Advance applies what is committed. The driver has persisted and sent
-// everything in ready. An error means that a committed entry cannot be read:
-// the process must end.
+// everything in ready. An error means that a committed entry cannot be read, or
+// that this release is too old (ErrTooOld): the process must end.
 func (r *Replica) Advance(ready Ready) (Output, error) {
 	var out Output
 	rd := ready.rd
@@ -133,6 +134,9 @@ func (r *Replica) Advance(ready Ready) (Output, error) {
 		if err := r.apply(e, &out); err != nil {
 			return out, err
 		}
+	}
+	if err := r.knowsAll(); err != nil {
+		return out, err
 	}
 	r.rn.Advance(rd)
 	r.arrived = nil // installed, or raft did not want it
@@ -217,21 +221,39 @@ func (r *Replica) Control() {
 	}
 }
 
+// noteLost notes since when each lost member has been lost, as this leader knows,
+// on its monotonic clock: the row's time is some leader's wall clock.
+func (r *Replica) noteLost() {
+	r.st.View().Nodes(func(n *blixard.Node) bool {
+		if _, known := r.lostMS[n.RaftID]; n.State != blixard.NodeLost {
+			delete(r.lostMS, n.RaftID)
+		} else if !known {
+			r.lostMS[n.RaftID] = r.nowMonoMS
+		}
+		return true
+	})
+}
+
 // reconcileMembers takes the raft configuration one step towards the nodes of
 // the state.
 func (r *Replica) reconcileMembers() {
 	if r.confUntil > r.st.Index() || len(r.conf.GetVotersOutgoing()) > 0 {
 		return
 	}
+	r.noteLost()
 	var progress []control.Progress
 	status := r.rn.Status()
 	for _, id := range append(append([]uint64(nil), r.conf.GetVoters()...), r.conf.GetLearners()...) {
 		p := status.Progress[id]
-		progress = append(progress, control.Progress{RaftID: id, Match: p.Match, Active: p.RecentActive || id == r.cfg.RaftID})
+		at := control.Progress{RaftID: id, Match: p.Match, Active: p.RecentActive || id == r.cfg.RaftID}
+		if since, lost := r.lostMS[id]; lost {
+			at.LostForMS = r.nowMonoMS - since
+		}
+		progress = append(progress, at)
 	}
 	change, _ := control.Members(control.MembersInput{
 		View: r.st.View(), Conf: control.ConfState{Voters: r.conf.GetVoters(), Learners: r.conf.GetLearners()}, Progress: progress,
-		Committed: status.HardState.GetCommit(), Self: r.cfg.RaftID, MaxVoters: r.cfg.MaxVoters, NowWallMS: r.nowWallMS,
+		Committed: status.HardState.GetCommit(), Self: r.cfg.RaftID, MaxVoters: r.cfg.MaxVoters,
 	})
 	var kind raftpb.ConfChangeType
 	switch change.Kind {

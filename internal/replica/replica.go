@@ -23,6 +23,7 @@
 package replica
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -51,6 +52,10 @@ const (
 // overloaded. Nothing happened, it can be made again.
 var ErrDropped = errors.New("proposal dropped")
 
+// ErrTooOld: the cluster works at a feature level that this release does not
+// know. It would refuse what the others accept, so it must not go on.
+var ErrTooOld = errors.New("this release is too old for its cluster")
+
 // Config of a replica.
 type Config struct {
 	RaftID         uint64
@@ -59,6 +64,9 @@ type Config struct {
 	MaxVoters      int
 	Control        control.Config
 	Logger         raft.Logger
+	// FeatureLevel is the newest set of commands that this release knows; 0 stands
+	// for blixard.FeatureLevel.
+	FeatureLevel int
 }
 
 // Boot is what a replica starts from: its newest snapshot and the log after.
@@ -104,7 +112,8 @@ type Replica struct {
 	ctlSeq     uint64
 	ctlWakeMS  int64
 	ticks      int
-	confUntil  uint64 // a configuration change may be pending up to this index
+	confUntil  uint64           // a configuration change may be pending up to this index
+	lostMS     map[uint64]int64 // since when each lost member is, as this leader knows
 
 	raftLead    uint64           // whom raft takes for the leader
 	silentTicks int              // since it was heard
@@ -129,6 +138,9 @@ func New(cfg Config, boot Boot) (*Replica, error) {
 			return nil, fmt.Errorf("restoring the hard state: %w", err)
 		}
 	}
+	if err := r.knowsAll(); err != nil {
+		return nil, err
+	}
 	rn, err := raft.NewRawNode(&raft.Config{
 		ID: cfg.RaftID, ElectionTick: cfg.ElectionTicks, HeartbeatTick: cfg.HeartbeatTicks, Storage: r.storage, Applied: boot.State.Index(),
 		MaxSizePerMsg: maxMessageBytes, MaxCommittedSizePerReady: maxApplyBytes, MaxInflightMsgs: maxInflightMessages, MaxUncommittedEntriesSize: maxUncommittedBytes,
@@ -140,6 +152,15 @@ func New(cfg Config, boot Boot) (*Replica, error) {
 	r.rn = rn
 	r.noteStatus()
 	return r, nil
+}
+
+// knowsAll tells whether this release knows all that the cluster uses.
+func (r *Replica) knowsAll() error {
+	known, used := cmp.Or(r.cfg.FeatureLevel, blixard.FeatureLevel), r.st.View().Cluster().FeatureLevel
+	if used <= known {
+		return nil
+	}
+	return fmt.Errorf("%w: it knows feature level %d, and the cluster works at %d; nothing is lost: install the release here that the other nodes have, and start it again", ErrTooOld, known, used)
 }
 
 // SetNow tells the time before any other call that depends on it: monotonic
@@ -342,6 +363,7 @@ func (r *Replica) noteStatus() {
 	if r.leader && !r.ruling && r.st.Term() == r.term {
 		r.ruling, r.ctlDirty, r.ctlWakeMS = true, true, 0
 		r.ctl.Reset(r.st.View(), r.nowMonoMS)
+		r.lostMS = map[uint64]int64{}
 		for _, id := range r.early {
 			r.Read(id)
 		}

@@ -59,6 +59,11 @@ func (s *Server) View() *state.View { return s.view.Load() }
 
 // Propose implements api.Backend.
 func (s *Server) Propose(ctx context.Context, e state.Envelope) (state.Outcome, error) {
+	if v := s.View(); v != nil {
+		if err := v.Allows(e.Command); err != nil { // must not be in the log of a mixed cluster
+			return state.Outcome{}, err
+		}
+	}
 	p := &proposal{Proposal: replica.Proposal{Request: s.request.Add(1)}, result: make(chan state.Result, 1)}
 	p.Waiter = p
 	e.Request = p.Request

@@ -2,10 +2,9 @@ package server
 
 import (
 	"context"
-	"sort"
 	"sync"
 
-	"github.com/blixard/blixard"
+	"github.com/blixard/blixard/internal/replica"
 	"github.com/blixard/blixard/internal/state"
 )
 
@@ -14,90 +13,60 @@ const ringChanges = 1 << 16
 
 // hub keeps the newest changes and wakes who waits for more.
 type hub struct {
-	mu      sync.Mutex
-	floor   uint64         // every change after this index is kept
-	index   uint64         // applied
-	changes []state.Change // ordered by index
-	dropped uint64         // changes ever taken off the front
-	wake    chan struct{}  // closed by the next addition
+	mu   sync.Mutex
+	feed replica.Feed
+	wake chan struct{} // closed by the next addition
 }
 
-func newHub() *hub { return &hub{wake: make(chan struct{})} }
+func newHub() *hub { return &hub{feed: replica.Feed{Keep: ringChanges}, wake: make(chan struct{})} }
 
 // add keeps what one Ready applied.
 func (h *hub) add(applied uint64, changes []state.Change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if applied <= h.index && len(changes) == 0 {
-		return
+	if h.feed.Add(applied, changes) {
+		h.rouse()
 	}
-	h.index = max(h.index, applied)
-	h.changes = append(h.changes, changes...)
-	if over := len(h.changes) - ringChanges; over > ringChanges/4 {
-		h.floor = h.changes[over-1].Index
-		for over < len(h.changes) && h.changes[over].Index == h.floor {
-			over++ // an index is kept whole or not at all
-		}
-		h.dropped += uint64(over)
-		h.changes = append([]state.Change(nil), h.changes[over:]...)
-	}
-	close(h.wake)
-	h.wake = make(chan struct{})
 }
 
 // reset forgets everything: changes up to index are not known.
 func (h *hub) reset(index uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.dropped += uint64(len(h.changes)) + 1 // who stood in the middle is told
-	h.changes, h.floor, h.index = nil, index, index
+	h.feed.Reset(index)
+	h.rouse()
+}
+
+func (h *hub) rouse() {
 	close(h.wake)
 	h.wake = make(chan struct{})
 }
 
-func (h *hub) gone(from uint64) *blixard.Error {
-	return &blixard.Error{
-		Code: blixard.CodeGone, Message: "changes after index " + utoa(from) + " are no longer kept; the oldest kept is " + utoa(h.floor+1),
-		Hint: "list again and watch from the index of the answer",
+// next is what a watcher has not seen, or what to wait for.
+func (h *hub) next(c *replica.Cursor) ([]state.Change, <-chan struct{}, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out, err := h.feed.Next(c)
+	if err != nil {
+		return nil, nil, err
 	}
+	return out, h.wake, nil
 }
 
 // Watch implements api.Backend.
 func (s *Server) Watch(ctx context.Context, from uint64) (func() ([]state.Change, error), error) {
-	h := s.hub
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if from < h.floor {
-		return nil, h.gone(from)
+	s.hub.mu.Lock()
+	at, err := s.hub.feed.Watch(from)
+	s.hub.mu.Unlock()
+	if err != nil {
+		return nil, err
 	}
-	at := h.dropped + uint64(sort.Search(len(h.changes), func(i int) bool { return h.changes[i].Index > from }))
 	return func() ([]state.Change, error) {
 		for {
-			if err := s.WaitApplied(ctx, from); err != nil { // from may be ahead of this node
-				return nil, err
+			out, wake, err := s.hub.next(&at)
+			if err != nil || len(out) > 0 {
+				return out, err
 			}
-			h.mu.Lock()
-			if at < h.dropped {
-				err := h.gone(from)
-				h.mu.Unlock()
-				return nil, err
-			}
-			for at-h.dropped < uint64(len(h.changes)) && h.changes[at-h.dropped].Index <= from {
-				at++
-			}
-			if rest := h.changes[at-h.dropped:]; len(rest) > 0 {
-				n := min(len(rest), 1024)
-				for n < len(rest) && rest[n].Index == rest[n-1].Index {
-					n++ // an index is handed over whole, so that it can be resumed from
-				}
-				out := append([]state.Change(nil), rest[:n]...)
-				at += uint64(len(out))
-				from = out[len(out)-1].Index
-				h.mu.Unlock()
-				return out, nil
-			}
-			wake := h.wake
-			h.mu.Unlock()
 			select {
 			case <-wake:
 			case <-ctx.Done():
@@ -113,7 +82,7 @@ func (s *Server) Watch(ctx context.Context, from uint64) (func() ([]state.Change
 func (s *Server) WaitApplied(ctx context.Context, index uint64) error {
 	for {
 		s.hub.mu.Lock()
-		applied, wake := s.hub.index, s.hub.wake
+		applied, wake := s.hub.feed.Applied(), s.hub.wake
 		s.hub.mu.Unlock()
 		if applied > index {
 			return nil

@@ -27,7 +27,11 @@ type leaseFile struct {
 	membership      uint64 // raft ID, 0 for no file
 	untilMS, killMS int64  // monotonic
 	targets         []string
+	under           bool // whatever runs functions
 }
+
+// names tells whether there is anything to watch over.
+func (f *leaseFile) names() bool { return len(f.targets) > 0 || f.under }
 
 // agent asks converge what to do and does it on the machine's hypervisor, as
 // internal/agent does. It is part of the process: what it remembers is forgotten
@@ -54,6 +58,7 @@ type agent struct {
 	telling bool // of what the machine has
 	beats   int
 	kept    bool // the lease file names something
+	under   bool // functions run here
 }
 
 // local is what the agent remembers of an incarnation.
@@ -141,14 +146,14 @@ func (a *agent) beat() {
 		})
 		return
 	}
-	w.net.carry(p.m, leader, func() {
+	w.net.carry(p.m, leader, smallBytes, func() {
 		to := leader.proc
 		if to == nil || !replica.Known(to.r.View(), to.r.ConfState(), id) {
 			return
 		}
 		to.enter(func() {
 			to.loop.GrantLease(name, id, &waiter[replica.Grant]{p: to, done: func(g replica.Grant) {
-				w.net.carry(leader, p.m, func() { answered(g) }, nil)
+				w.net.carry(leader, p.m, smallBytes, func() { answered(g) }, nil)
 			}})
 		})
 	}, nil)
@@ -161,6 +166,9 @@ func (a *agent) granted(sentMS int64, index uint64) {
 	if a.kept || a.guarded() {
 		a.keepLease()
 	}
+	if d := a.p.dispatcher; d != nil {
+		d.keepTime()
+	}
 	if plan {
 		a.wakeUp()
 	}
@@ -168,7 +176,7 @@ func (a *agent) granted(sentMS int64, index uint64) {
 
 // guarded tells whether anything here may run under a lease only.
 func (a *agent) guarded() bool {
-	if slices.ContainsFunc(a.found, func(f converge.Found) bool { return f.StopsOnPartition && alive(f.Phase) }) {
+	if a.under || slices.ContainsFunc(a.found, func(f converge.Found) bool { return f.StopsOnPartition && alive(f.Phase) }) {
 		return true
 	}
 	for _, l := range a.locals { //order:any a question of existence
@@ -195,11 +203,18 @@ func (a *agent) keepLease() {
 			f.targets = append(f.targets, ref.String())
 		}
 	}
-	a.kept = len(f.targets) > 0
+	f.under = a.under
+	a.kept = f.names()
 	m.lease = f
 	if a.kept {
 		m.w.after(m.trueMS(f.killMS-m.monoMS())+m.w.between(0, 100), m.watchdog)
 	}
+}
+
+// guard has the watchdog end whatever runs functions, from now on.
+func (a *agent) guard() {
+	a.under = true
+	a.keepLease()
 }
 
 // watchdog is a process of its own, which neither waits for the agent nor ends
@@ -215,6 +230,9 @@ func (m *machine) watchdog() {
 			m.w.count["watchdog kill"]++
 			return true
 		})
+		if f.under {
+			m.guests.endAll("killed by the watchdog")
+		}
 	}
 }
 
@@ -241,7 +259,7 @@ func (a *agent) tell() {
 	p.after(reportWaitMS, func() { end(false) })
 	p.enter(func() {
 		p.propose(state.Envelope{Actor: "agent of " + string(m.name), Command: &state.ReportNode{
-			Name: m.name, RaftID: m.raftID, Address: address(m), Zone: m.zone, Hypervisors: []string{"qemu"}, Acceleration: "tcg", Release: "sim", FeatureLevel: blixard.FeatureLevel,
+			Name: m.name, RaftID: m.raftID, Address: address(m), Zone: m.zone, Hypervisors: []string{"qemu"}, Acceleration: "tcg", Release: "sim", FeatureLevel: m.level,
 			Capacity: m.capacity(),
 		}}, func(res state.Result) { p.run(func() { end(res.Err == nil) }) }, func() bool { return over })
 	})
@@ -261,6 +279,9 @@ func (a *agent) applied(out replica.Output) {
 	more := a.book.Seen(a.index)
 	if more && a.kept {
 		a.keepLease()
+	}
+	if d := a.p.dispatcher; more && d != nil {
+		d.keepTime()
 	}
 	touched := out.Restored || more
 	for i := 0; !touched && i < len(out.Changes); i++ {
@@ -519,6 +540,9 @@ func (a *agent) report() {
 		}
 		o := a.pending[ref]
 		delete(a.pending, ref)
+		if v := p.m.hyp.vms[ref.String()]; o.Removed && v != nil {
+			p.m.w.violated("S11 what is told to be removed is gone", "%s is on %s still (%s)", ref, p.m.name, v.phase)
+		}
 		refs, told = append(refs, ref), append(told, o)
 		cmd.Items = append(cmd.Items, state.Observation{
 			VM: o.VM, Ordinal: o.Ordinal, Generation: o.Generation, State: o.State, Paused: o.Paused, Message: o.Message, Address: o.Address,

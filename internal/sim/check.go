@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"maps"
+	"math"
 
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -20,7 +21,7 @@ import (
 //	S5 no node is overbooked                       booked
 //	S6 anti-affinity holds                         booked
 //	S7 one key, one answer; linearizable histories client.answered, sharers
-//	S9 changes come in order, without a gap        changed
+//	S9 changes come in order, without a gap        changed, watchers
 //	S11 nothing is left behind, queues are bounded unsettled
 //	S13 a state is its log's, also through a file  applied, equal
 type checker struct {
@@ -32,10 +33,14 @@ type checker struct {
 	entries map[[2]uint64]uint64
 	pruned  uint64 // entries below are forgotten
 
+	level int    // the highest at which the cluster ever worked
+	newer uint64 // the first entry that holds what an old release does not know
+
 	starts map[string]string // incarnations that were ever started, with the machine
 	runs   map[blixard.InstanceID]*run
 	books  books
 	nodes  map[blixard.NodeName]string // as told last
+	lostMS map[blixard.NodeName]int64  // when they were lost last, as the rows say
 }
 
 // run is an exclusive slot that runs.
@@ -68,7 +73,7 @@ type rowSeen struct {
 
 func newChecker(w *world) *checker {
 	return &checker{
-		w: w, leaders: map[uint64]uint64{}, hashes: map[uint64]uint64{}, prints: map[uint64]uint64{}, entries: map[[2]uint64]uint64{}, starts: map[string]string{}, runs: map[blixard.InstanceID]*run{}, nodes: map[blixard.NodeName]string{},
+		w: w, newer: math.MaxUint64, leaders: map[uint64]uint64{}, hashes: map[uint64]uint64{}, prints: map[uint64]uint64{}, entries: map[[2]uint64]uint64{}, starts: map[string]string{}, runs: map[blixard.InstanceID]*run{}, nodes: map[blixard.NodeName]string{}, lostMS: map[blixard.NodeName]int64{},
 		books: books{rows: map[string]*rowSeen{}, newest: map[blixard.InstanceID]uint64{}},
 	}
 }
@@ -180,7 +185,7 @@ func (c *checker) applied(p *process, out replica.Output) {
 	}
 	for i := range out.Changes {
 		if ch := &out.Changes[i]; ch.Index > c.books.index {
-			c.changed(ch)
+			c.changed(p, ch)
 		}
 	}
 	c.books.index = index
@@ -218,8 +223,14 @@ func (c *checker) leads(p *process) {
 }
 
 // changed takes in a row that changed.
-func (c *checker) changed(ch *state.Change) {
+func (c *checker) changed(p *process, ch *state.Change) {
 	if n, ok := ch.Object.(*blixard.Node); ok {
+		if n.State == blixard.NodeLost && n.LostMS != c.lostMS[n.Name] {
+			c.lostMS[n.Name] = n.LostMS
+			if p.r.Leads() && c.stoodStill(p.m, n.LostMS) {
+				c.w.violated("L3 a leader that stood still blames nobody", "%s declares %s lost, %d ms after it stood still for %d ms", p.m.name, n.Name, c.w.now-p.m.lastPause.untilMS, p.m.lastPause.ms)
+			}
+		}
 		if now := fmt.Sprintf("%s, %s, epoch %d", n.State, n.Availability, n.Epoch); ch.Deleted || c.nodes[n.Name] != now {
 			c.w.say("entry %d: %s is %s (deleted: %t)", ch.Index, n.Name, now, ch.Deleted)
 			c.nodes[n.Name] = now

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"path"
 	"slices"
 	"strings"
 
@@ -36,6 +35,9 @@ var kinds = []kind{
 	{"blackout", "blackout", down, blackout},
 	{"crash after a vote", "vote", func(d *drawer, f *Fault) { f.Arg, f.Arg2 = d.between(1, 3), d.between(0, 1) }, func(w *world, _ *machine, f *Fault) { w.faults.voteCrash, w.faults.voteCut = int(f.Arg), int(f.Arg2) }},
 
+	{"machine lost", "loss", func(d *drawer, f *Fault) { f.ForMS, f.Arg = 15_000, d.between(0, 2) }, machineLost},
+	{"machine lost in a removal", "loss", func(d *drawer, f *Fault) { f.ForMS, f.Arg = d.between(0, 4000), d.Int64N(9) }, lostInRemoval},
+
 	{"disk error", "disk", forBetween(100, 6000), func(w *world, m *machine, f *Fault) { diskFault(w, m, f, errDisk) }},
 	{"fsync error", "disk", forBetween(100, 6000), fsyncFault},
 	{"disk full", "disk", forBetween(100, 9000), func(w *world, m *machine, f *Fault) { diskFault(w, m, f, errFull) }},
@@ -43,6 +45,12 @@ var kinds = []kind{
 	{"bit flip", "decay", func(d *drawer, f *Fault) {
 		f.ForMS, f.Arg, f.Arg2 = d.between(0, 3000), d.Int64N(1<<40), d.Int64N(1<<40)
 	}, bitFlip},
+	{"bit rot", "decay", func(d *drawer, f *Fault) {
+		f.ForMS, f.Arg, f.Arg2 = d.between(100, 5000), d.Int64N(1<<40), d.Int64N(1<<40)
+	}, bitRot},
+	{"misdirected write", "decay", func(d *drawer, f *Fault) {
+		f.ForMS, f.Arg, f.Arg2 = d.between(0, 3000), d.Int64N(1<<40), d.Int64N(1<<40)
+	}, misdirected},
 	{"disk lost", "decay", forBetween(0, 5000), diskLost},
 	{"old disk", "decay", forBetween(500, 5000), func(w *world, m *machine, f *Fault) { w.operator.revive(m, f.ForMS) }},
 
@@ -64,12 +72,25 @@ var kinds = []kind{
 		f.ForMS, f.Arg, f.Nodes = d.between(500, 15_000), d.between(50, 3000), d.some(40)
 	}, slowLink},
 
+	{"narrow link", "slow link", func(d *drawer, f *Fault) {
+		f.ForMS, f.Arg, f.Nodes = d.between(1000, 15_000), []int64{d.between(1, 30), d.between(30, 600)}[d.IntN(2)], d.some(60)
+	}, narrowLink},
+	{"late answers", "late", func(d *drawer, f *Fault) {
+		f.ForMS, f.Arg, f.Arg2 = d.between(8000, 15_000), d.between(2000, 4800), d.between(500, 4000)
+	}, lateAnswers},
+	{"leader believed", "late", func(d *drawer, f *Fault) {
+		f.ForMS, f.Arg, f.Arg2, f.Node = d.between(8000, 16_000), d.between(2000, 5000), d.Int64N(9), "leader"
+	}, leaderBelieved},
+
 	{"pause", "pause", func(d *drawer, f *Fault) {
 		f.ForMS = []int64{d.between(20, 900), d.between(1000, 4000), d.between(4000, 12_000)}[d.IntN(3)]
 	}, func(_ *world, m *machine, f *Fault) { m.pause(f.ForMS) }},
 	{"pause in a start", "pause", func(d *drawer, f *Fault) { f.ForMS, f.Arg = d.between(3000, 12_000), d.between(1, 3) }, func(w *world, _ *machine, f *Fault) {
 		w.faults.startPauses, w.faults.startPauseMS = int(f.Arg), f.ForMS
 	}},
+	{"clocks apart", "clock", func(d *drawer, f *Fault) {
+		f.ForMS, f.Arg, f.Arg2 = d.between(5000, 12_000), d.between(60, 80), d.between(0, 3000)
+	}, clocksApart},
 	{"wall clock jump", "clock", func(d *drawer, f *Fault) { f.Arg = d.between(-3_600_000, 3_600_000) }, func(_ *world, m *machine, f *Fault) { m.skewMS += f.Arg }},
 	{"clock step", "clock", func(d *drawer, f *Fault) { f.Arg = d.between(-500, 500) }, func(_ *world, m *machine, f *Fault) { m.skewMS += f.Arg }},
 	{"clock rate", "clock", func(d *drawer, f *Fault) { f.Arg = d.between(-80, 80) }, func(_ *world, m *machine, f *Fault) { m.setRate(1000 + f.Arg) }},
@@ -103,6 +124,22 @@ var kinds = []kind{
 
 	{"remove and take back", "members", forBetween(0, 4000), func(w *world, m *machine, f *Fault) { w.operator.remove(m, f.ForMS) }},
 	{"replace in place", "members", forBetween(0, 1000), diskLost},
+
+	{"upgrade", "upgrade", down, func(_ *world, m *machine, f *Fault) { m.install(blixard.FeatureLevel, f.ForMS) }},
+	{"rolling upgrade", "upgrade", forBetween(200, 4000), rollingUpgrade},
+	{"downgrade", "upgrade", down, func(_ *world, m *machine, f *Fault) { m.install(oldLevel, f.ForMS) }},
+	{"new command", "upgrade", func(d *drawer, f *Fault) { f.Arg = d.Int64N(1 << 40) }, newCommand},
+
+	{"function's guest dies", "function", whichGuest, functionGuestDies},
+	{"function starts fail", "function", times(3), func(_ *world, m *machine, f *Fault) { m.guests.failStarts += int(f.Arg) }},
+	{"function starts slow", "function", times(3), func(_ *world, m *machine, f *Fault) { m.guests.slowStarts += int(f.Arg) }},
+	{"functions hang", "function", times(2), func(_ *world, m *machine, f *Fault) { m.guests.hangs += int(f.Arg) }},
+	{"functions die", "function", times(2), func(_ *world, m *machine, f *Fault) { m.guests.deaths += int(f.Arg) }},
+	{"function kills fail", "function", times(3), func(_ *world, m *machine, f *Fault) { m.guests.failKills += int(f.Arg) }},
+	{"builds fail", "function", times(1), func(_ *world, m *machine, f *Fault) { m.guests.failBuilds += int(f.Arg) }},
+	{"function's node cut off", "function", forBetween(3000, 12_000), functionCutOff},
+	{"storm of calls", "function", times(30), stormOfCalls},
+	{"power cut in a write", "function", down, func(w *world, m *machine, f *Fault) { powerCutInAWrite(w, m, f, 500) }},
 
 	{"drain", "operator", forBetween(2000, 15_000), func(w *world, m *machine, f *Fault) { availability(w, m, f, blixard.Draining) }},
 	{"cordon", "operator", forBetween(2000, 15_000), func(w *world, m *machine, f *Fault) { availability(w, m, f, blixard.Cordoned) }},
@@ -164,7 +201,8 @@ func (f *faults) mend() {
 			m.fs.Fault = nil
 		}
 		if m.paused() {
-			m.pausedUntil = w.now
+			m.lastPause.ms -= m.pausedUntil - w.now
+			m.pausedUntil, m.lastPause.untilMS = w.now, w.now
 			m.proc.resumed()
 		}
 		m.start()
@@ -242,28 +280,6 @@ func slowDisk(w *world, m *machine, f *Fault) {
 	w.after(f.ForMS, func() { m.syncMS = w.k.SyncMS })
 }
 
-// bitFlip turns a bit over in some file of a machine that is off.
-func bitFlip(w *world, m *machine, f *Fault) {
-	if !w.operator.settled() {
-		return
-	}
-	m.powerCut()
-	w.operator.leaving, m.suspect = m.raftID, true // until it has started
-	var files []string
-	for _, name := range m.fs.Names() {
-		if m.fs.Size(name) > 0 && path.Base(name) != "LOCK" {
-			files = append(files, name)
-		}
-	}
-	if len(files) > 0 {
-		name := files[f.Arg%int64(len(files))]
-		bit := int(f.Arg2 % int64(8*m.fs.Size(name)))
-		w.say("%s: bit %d of %s is turned over", m.name, bit, name)
-		m.fs.Flip(name, bit)
-	}
-	m.again(f.ForMS)
-}
-
 // refused is a machine whose log refuses to open.
 func (m *machine) refused(err error) {
 	w := m.w
@@ -334,6 +350,14 @@ func slowNetwork(w *world, _ *machine, f *Fault) {
 
 func slowLink(w *world, m *machine, f *Fault) {
 	w.net.change(w.net.slow, f.Arg, f.ForMS, func(from, to *machine) bool {
+		return from == m && slices.Contains(f.Nodes, string(to.name)) || to == m && slices.Contains(f.Nodes, string(from.name))
+	})
+}
+
+// narrowLink has what goes between a machine and some others pass one after
+// another, slowly.
+func narrowLink(w *world, m *machine, f *Fault) {
+	w.net.change(w.net.cost, f.Arg, f.ForMS, func(from, to *machine) bool {
 		return from == m && slices.Contains(f.Nodes, string(to.name)) || to == m && slices.Contains(f.Nodes, string(from.name))
 	})
 }

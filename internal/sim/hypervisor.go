@@ -242,6 +242,7 @@ func (h *hypervisor) deleted() {
 func (h *hypervisor) wiped() {
 	h.powerCut()
 	h.vms = map[string]*vm{}
+	h.m.guests = newGuests(h.m)
 }
 
 // mend has nothing go wrong any more.

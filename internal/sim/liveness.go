@@ -60,11 +60,28 @@ func (c *checker) unsettled() string {
 	r := w.ruler()
 	v := r.proc.r.View()
 	for _, m := range w.machines {
-		if why := c.machineUnsettled(m, v); why != "" {
+		unsettled := c.machineUnsettled
+		if m.dead {
+			unsettled = c.deadUnsettled
+		}
+		if why := unsettled(m, v); why != "" {
 			return why
 		}
 	}
-	if why := c.voters(r); why != "" {
+	voters := c.voters
+	if w.anyDead() {
+		voters = c.votersUnsettled
+	}
+	if why := voters(r); why != "" {
+		return why
+	}
+	if why := c.levelUnsettled(v); why != "" {
+		return why
+	}
+	if why := w.watchers.unsettled(v); why != "" {
+		return why
+	}
+	if why := w.functions.unsettled(v); why != "" {
 		return why
 	}
 	return c.vmsUnsettled(v)
@@ -157,7 +174,7 @@ func (c *checker) vmUnsettled(v *state.View, vm *blixard.VM) string {
 	}
 	switch {
 	case vm.Deleting:
-		return string(vm.Name) + " is not deleted"
+		return string(vm.Name) + " is not deleted:" + rowsLeft(v, vm.Name)
 	case vm.Desired == blixard.DesiredStopped && live > 0:
 		return string(vm.Name) + " is not stopped"
 	case vm.Desired == blixard.DesiredRunning && up+missing < vm.Spec.Replicas:
@@ -166,6 +183,16 @@ func (c *checker) vmUnsettled(v *state.View, vm *blixard.VM) string {
 		return fmt.Sprintf("%s is refused (%s) but a node fits", vm.Name, vm.Refusal.Summary)
 	}
 	return ""
+}
+
+// rowsLeft tells what is left of a VM.
+func rowsLeft(v *state.View, name blixard.VMName) string {
+	out := ""
+	v.InstancesOf(name, func(i *blixard.Instance) bool {
+		out += fmt.Sprintf(" %s is %s on %s, wanted %s", i.Incarnation(), i.State, i.Node, i.Wanted)
+		return true
+	})
+	return out
 }
 
 func (c *checker) runsHere(i *blixard.Instance) bool {

@@ -28,17 +28,30 @@ type machine struct {
 	fs     *memfs.FS // nil before it joined
 	proc   *process  // nil while it is down
 	lives  int       // how often the process was started
+	level  int       // the newest set of commands that its release knows
 	// damaged: the disk refuses to open. It is up to the operator.
 	damaged bool
 	suspect bool // it may turn out to be
+	astray  astray
 	// powered tells a machine whose process is down from one that is off.
 	powered bool
+	// dead: it is lost for good; returns: until all has come to rest without it.
+	dead, returns bool
 
 	syncMS      int64 // how long a sync takes at most
 	pausedUntil int64 // true time
+	lastPause   pause
 
-	hyp   *hypervisor
-	lease leaseFile
+	hyp    *hypervisor
+	guests *guests // of functions
+	lease  leaseFile
+}
+
+// pause is a time that a process stood still.
+type pause struct {
+	ms, untilMS int64
+	ledTerm     uint64 // in which it led when it began, 0: it did not
+	skewMS      int64  // of the wall clock at its end
 }
 
 var (
@@ -48,10 +61,15 @@ var (
 
 func newMachine(w *world, at int) *machine {
 	m := &machine{w: w, at: at, name: blixard.NodeName(fmt.Sprintf("n%d", at+1)), zone: fmt.Sprintf("z%d", at%w.k.Zones+1), powered: true}
+	m.level = blixard.FeatureLevel
+	if at < w.k.Old {
+		m.level = oldLevel
+	}
 	m.monoBase = 1_000_000 * int64(at+1)
 	m.ratePermille = 1000 + w.between(-w.k.DriftPermille, w.k.DriftPermille)
 	m.skewMS, m.syncMS = w.between(-w.k.SkewMS, w.k.SkewMS), w.k.SyncMS
 	m.hyp = &hypervisor{m: m, vms: map[string]*vm{}}
+	m.guests = newGuests(m)
 	return m
 }
 
@@ -59,7 +77,9 @@ func newMachine(w *world, at int) *machine {
 func (m *machine) monoMS() int64 { return m.monoBase + (m.w.now-m.trueBase)*m.ratePermille/1000 }
 
 // wallMS is the machine's wall clock.
-func (m *machine) wallMS() int64 { return 1_700_000_000_000 + m.w.now + m.skewMS }
+func (m *machine) wallMS() int64 { return wallBaseMS + m.w.now + m.skewMS }
+
+const wallBaseMS = 1_700_000_000_000
 
 // trueMS is how long a time of this machine's clock takes at most.
 func (m *machine) trueMS(localMS int64) int64 {
@@ -73,7 +93,7 @@ func (m *machine) trueMS(localMS int64) int64 {
 func (m *machine) setRate(permille int64) {
 	m.monoBase, m.trueBase = m.monoMS(), m.w.now
 	m.ratePermille = permille
-	if left := m.lease.killMS - m.monoMS(); len(m.lease.targets) > 0 && left > 0 {
+	if left := m.lease.killMS - m.monoMS(); m.lease.names() && left > 0 {
 		m.w.after(m.trueMS(left)+m.w.between(0, 100), m.watchdog) // which looks at the clock all the time
 	}
 }
@@ -81,20 +101,30 @@ func (m *machine) setRate(permille int64) {
 // member makes the machine a new member, with an empty disk.
 func (m *machine) member(raftID uint64) {
 	m.w.say("%s becomes member %d", m.name, raftID)
-	m.raftID, m.fs, m.damaged, m.suspect = raftID, memfs.New(), false, false
+	m.raftID, m.fs, m.damaged, m.suspect, m.astray = raftID, memfs.New(), false, false, home
 }
 
 // start starts the process on what the disk holds.
 func (m *machine) start() {
-	if m.proc != nil || m.fs == nil || m.damaged {
+	if m.proc != nil || m.fs == nil || m.damaged || m.dead {
 		return
 	}
 	m.powered = true
+	if m.astray == gone {
+		m.w.operator.replace(m, m.w.between(0, 4000))
+		return
+	}
 	m.lives++
 	p, err := newProcess(m)
 	if err != nil {
+		if m.tooOld(err) {
+			return
+		}
 		m.refused(err)
 		return
+	}
+	if m.astray == followed {
+		m.w.violated("a log with a hole refuses to open", "that of %s does not", m.name)
 	}
 	m.proc = p
 	if m.suspect {
@@ -140,8 +170,12 @@ func (m *machine) powerCut() {
 	m.w.say("%s loses power (survivors %d)", m.name, kind)
 	m.end()
 	m.fs = m.fs.Crash(m.w.rng, kind)
+	if m.astray == followed {
+		m.astray = gone // what came after it may be gone too
+	}
 	m.powered = false
 	m.hyp.powerCut()
+	m.guests.endAll("the machine was off")
 	m.lease = leaseFile{}
 }
 
@@ -165,8 +199,17 @@ func (m *machine) pause(ms int64) {
 		return
 	}
 	m.w.say("%s pauses for %d ms", m.name, ms)
+	p, began := m.proc, m.w.now
+	if m.paused() {
+		began = m.lastPause.untilMS - m.lastPause.ms
+	} else {
+		m.lastPause.ledTerm = 0
+		if p.r.Leads() {
+			m.lastPause.ledTerm = p.r.Term()
+		}
+	}
 	m.pausedUntil = max(m.pausedUntil, m.w.now+ms)
-	p := m.proc
+	m.lastPause.ms, m.lastPause.untilMS, m.lastPause.skewMS = m.pausedUntil-began, m.pausedUntil, m.skewMS
 	m.w.after(ms, func() {
 		if m.proc == p && !m.paused() {
 			p.resumed()

@@ -15,8 +15,10 @@ import (
 type network struct {
 	w *world
 	// cut counts the faults that keep a direction between two machines shut, and
-	// slow what they add to its delay, in milliseconds.
+	// slow what they add to its delay, in milliseconds. cost is how many it takes to
+	// carry a KiB, one after another, and busy until when each direction does.
 	cut, slow       [][]int64
+	cost, busy      [][]int64
 	lossPct, dupPct int
 	delayMS         int64
 	mended          int // how often all was made sound
@@ -25,7 +27,9 @@ type network struct {
 func newNetwork(w *world) *network {
 	n := &network{w: w, delayMS: w.k.DelayMS}
 	for range w.k.Nodes {
-		n.cut, n.slow = append(n.cut, make([]int64, w.k.Nodes)), append(n.slow, make([]int64, w.k.Nodes))
+		for _, table := range []*[][]int64{&n.cut, &n.slow, &n.cost, &n.busy} {
+			*table = append(*table, make([]int64, w.k.Nodes))
+		}
 	}
 	return n
 }
@@ -36,13 +40,39 @@ func (n *network) mend() {
 	for i := range n.cut {
 		clear(n.cut[i])
 		clear(n.slow[i])
+		clear(n.cost[i])
+		clear(n.busy[i])
 	}
 	n.lossPct, n.dupPct, n.delayMS = 0, 0, min(n.w.k.DelayMS, 2)
 }
 
+// smallBytes is about what a heartbeat, or a refusal, takes.
+const smallBytes = 100
+
+// longestQueueMS is how long a message may wait for a narrow link; what comes
+// when the queue is full is lost.
+const longestQueueMS = 8000
+
+// queued is how long something has to wait for its turn on a link, and to pass;
+// false if it finds no room.
+func (n *network) queued(from, to *machine, bytes int) (int64, bool) {
+	cost := n.cost[from.at][to.at]
+	if cost == 0 {
+		return 0, true
+	}
+	at := max(n.busy[from.at][to.at], n.w.now) + (int64(bytes)*cost+1023)/1024
+	if at > n.w.now+longestQueueMS {
+		n.w.count["queue full"]++
+		return 0, false
+	}
+	n.busy[from.at][to.at] = at
+	return at - n.w.now, true
+}
+
 // carry delivers something to a machine, or calls lost (which may be nil).
-func (n *network) carry(from, to *machine, deliver, lost func()) {
-	if n.cut[from.at][to.at] > 0 || !to.powered || n.w.chance(n.lossPct) {
+func (n *network) carry(from, to *machine, bytes int, deliver, lost func()) {
+	queued, room := n.queued(from, to, bytes)
+	if !room || n.cut[from.at][to.at] > 0 || !to.powered || n.w.chance(n.lossPct) {
 		n.w.count["message lost"]++
 		if lost != nil {
 			n.w.after(n.w.between(0, 100), lost)
@@ -50,17 +80,17 @@ func (n *network) carry(from, to *machine, deliver, lost func()) {
 		return
 	}
 	slow := n.slow[from.at][to.at]
-	n.w.after(n.w.between(0, n.delayMS)+n.w.between(slow/2, slow), deliver)
+	n.w.after(queued+n.w.between(0, n.delayMS)+n.w.between(slow/2, slow), deliver)
 	if n.dupPct > 0 && n.w.chance(n.dupPct) {
 		n.w.count["message repeated"]++
-		n.w.after(n.w.between(0, n.delayMS+slow), deliver)
+		n.w.after(queued+n.w.between(0, n.delayMS+slow), deliver)
 	}
 }
 
 // refusing has a peer notice that a process is gone whose machine is up.
 func (n *network) refusing(peer, gone *machine) {
 	id, p := gone.raftID, peer.proc
-	n.carry(gone, peer, func() {
+	n.carry(gone, peer, smallBytes, func() {
 		if p != nil && gone.proc == nil && peer.proc == p {
 			p.enter(func() {
 				if p.loop.PeerGone(id) {
@@ -90,7 +120,7 @@ func (n *network) send(p *process, m *raftpb.Message) {
 	}
 	from := p.m.raftID
 	// A stream tells where its sender can be reached.
-	n.carry(p.m, to, func() {
+	n.carry(p.m, to, len(data), func() {
 		r := to.proc
 		if r == nil || to.raftID != id {
 			if to.powered && to.raftID == id {
@@ -119,7 +149,7 @@ func (n *network) stranger(p, at *process, from uint64) {
 	if !replica.WasRemoved(at.r.View(), at.r.ConfState(), from) {
 		return
 	}
-	n.carry(at.m, p.m, func() {
+	n.carry(at.m, p.m, smallBytes, func() {
 		if p.alive() && p.m.raftID == from {
 			n.w.count["told that it was removed"]++
 			n.w.say("%s ends: it was removed", p.m.name)
@@ -152,7 +182,7 @@ func (n *network) sendSnapshot(p *process, m *raftpb.Message, v *state.View) {
 	}
 	n.w.count["snapshot sent"]++
 	n.w.say("%s sends a snapshot of %d to %s", p.m.name, v.Index, to.name)
-	n.carry(p.m, to, func() {
+	n.carry(p.m, to, len(head)+body.Len(), func() {
 		r := to.proc
 		if r == nil || to.raftID != id {
 			report(false)

@@ -20,6 +20,7 @@ type operator struct {
 	key     int
 	open    int    // commands that are not answered
 	leaving uint64 // raft ID of a member that is on its way out
+	goes    bool   // it was removed, and is alive until the others do without it
 	// old are disks of former members, with their raft IDs.
 	old map[*machine]oldDisk
 }
@@ -41,7 +42,7 @@ func (o *operator) found() {
 		o.w.violated("a log can be begun", "%v", err)
 	}
 	m.start()
-	o.do(&state.Bootstrap{ClusterID: "c", Name: "c", RaftID: 1, Node: identity(m)}, func(state.Result) { o.admit(1) })
+	o.do(&state.Bootstrap{ClusterID: "c", Name: "c", RaftID: 1, Node: identity(m), FeatureLevel: m.level}, func(state.Result) { o.admit(1) })
 }
 
 // admit has the machines join one after another.
@@ -116,9 +117,14 @@ func (o *operator) settled() bool {
 
 // remove takes a machine out of the cluster and takes it back after a while.
 func (o *operator) remove(m *machine, awayMS int64) {
-	if !o.settled() {
-		return
+	if o.settled() {
+		o.removing(m, awayMS, func() {})
 	}
+}
+
+// removing is remove; then is called when the removal is agreed upon, yet not
+// carried out.
+func (o *operator) removing(m *machine, awayMS int64, then func()) {
 	id := m.raftID
 	o.leaving = id
 	o.w.count["removal"]++
@@ -127,7 +133,10 @@ func (o *operator) remove(m *machine, awayMS int64) {
 			o.leaving = 0
 			return
 		}
+		o.goes = true
+		then()
 		o.gone(id, func() {
+			o.goes = false
 			if m.raftID == id && m.fs != nil {
 				o.old[m] = oldDisk{id, m.fs.Crash(o.w.rng, memfs.All)}
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 )
 
 // Profiles of runs: which faults there are.
@@ -113,12 +114,20 @@ func (f Fault) String() string {
 type Knobs struct {
 	Nodes     int `json:"nodes"`
 	MaxVoters int `json:"max_voters"`
-	Zones     int `json:"zones"`
+	// Old is how many of the machines begin with an older release, the founder's
+	// among them.
+	Old   int `json:"old,omitempty"`
+	Zones int `json:"zones"`
 	// Clients own their VMs, so that what they must be is known exactly; sharers
 	// work on the same few, whose history is checked to be linearizable.
 	Clients int `json:"clients"`
 	VMs     int `json:"vms"`
 	Sharers int `json:"sharers"`
+	// Watchers follow all changes; each node keeps about WatchKeep of them.
+	Watchers  int `json:"watchers"`
+	WatchKeep int `json:"watch_keep"`
+	// Functions are played by a user each.
+	Functions int `json:"functions,omitempty"`
 	// ThinkMS is the mean pause between two operations of a client.
 	ThinkMS int64 `json:"think_ms"`
 
@@ -175,6 +184,7 @@ func Plan(o Options) (Schedule, error) {
 		if o.Profile != ProfileSwarm {
 			s.Knobs.Classes = classesOf(o.Profile)
 		}
+		s.Knobs.drawFunctions(o)
 	default:
 		return s, fmt.Errorf("there is no profile %q: choose one of %v", o.Profile, Profiles())
 	}
@@ -221,7 +231,7 @@ func (s *Schedule) check() error {
 
 func calmKnobs() Knobs {
 	return Knobs{
-		Nodes: 5, MaxVoters: 5, Zones: 3, Clients: 10, VMs: 200, Sharers: 2, ThinkMS: 10_000,
+		Nodes: 5, MaxVoters: 5, Zones: 3, Clients: 10, VMs: 200, Sharers: 2, ThinkMS: 10_000, Watchers: 1, WatchKeep: 1 << 12,
 		TickMS: 100, ElectionTicks: 10, HeartbeatMS: 1000, LeaseMS: 5000, MarginMS: 1000,
 		SnapshotEntries: 1000, TrailingEntries: 500, SegmentBytes: 1 << 18, SyncMS: 2, DelayMS: 2, DriftPermille: 0, SkewMS: 50,
 		StartMS: 300, BootMS: 2000,
@@ -234,6 +244,7 @@ func swarmKnobs(r *rand.Rand) Knobs {
 	pick := func(all ...int64) int64 { return all[r.IntN(len(all))] }
 	k := Knobs{
 		Nodes: int(pick(1, 3, 3, 3, 5)), MaxVoters: int(pick(3, 5, 5)), Zones: int(pick(1, 2, 3)), Clients: 3, VMs: int(pick(6, 9, 9, 24)), Sharers: int(pick(0, 2, 3)),
+		Watchers: int(pick(0, 2)), WatchKeep: int(pick(10, 300, 1<<12)),
 		ThinkMS: pick(400, 800, 3000),
 		TickMS:  100, ElectionTicks: 10, HeartbeatMS: 1000, LeaseMS: 5000, MarginMS: 1000,
 		SnapshotEntries: uint64(pick(15, 60, 1000)), TrailingEntries: uint64(pick(0, 5, 40)), SegmentBytes: pick(1<<13, 1<<16), SyncMS: pick(0, 2, 10),
@@ -244,6 +255,12 @@ func swarmKnobs(r *rand.Rand) Knobs {
 		if r.IntN(100) < c.pct {
 			k.Classes = append(k.Classes, c.name)
 		}
+	}
+	if slices.Contains(k.Classes, "loss") { // there must be enough to lose
+		k.Nodes, k.MaxVoters = int(pick(3, 4, 5, 5)), int(pick(3, 3, 5))
+	}
+	if slices.Contains(k.Classes, "upgrade") {
+		k.Old = 1 + r.IntN(k.Nodes)
 	}
 	return k
 }

@@ -22,12 +22,14 @@ var classes = []class{
 	{"power", 60, []string{ProfileCrash}},
 	{"blackout", 25, []string{ProfileCrash}},
 	{"vote", 25, []string{ProfileCrash}},
+	{"loss", 25, []string{ProfileCrash}},
 	{"disk", 35, []string{ProfileCrash}},
 	{"decay", 25, []string{ProfileCrash}},
 	{"partition", 60, []string{ProfilePartition}},
 	{"one-way", 40, []string{ProfilePartition}},
 	{"messages", 60, []string{ProfilePartition}},
 	{"slow link", 30, []string{ProfilePartition}},
+	{"late", 30, []string{ProfilePartition}},
 	{"pause", 50, nil},
 	{"clock", 35, nil},
 	{"guest", 50, nil},
@@ -35,6 +37,7 @@ var classes = []class{
 	{"scheduler", 40, nil},
 	{"members", 45, nil},
 	{"operator", 45, nil},
+	{"upgrade", 25, nil},
 }
 
 func classesOf(profile string) []string {

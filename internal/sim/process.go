@@ -38,7 +38,11 @@ type process struct {
 	// heard are who has told where it is, beside what the view knows.
 	heard map[uint64]bool
 
+	feed  replica.Feed // for those that watch
 	agent *agent
+
+	dispatcher *dispatcher // nil: nothing is played of functions
+	gateway    *gateway
 }
 
 // waiter gets the loop's answers as events of the world.
@@ -69,15 +73,20 @@ func newProcess(m *machine) (*process, error) {
 	p.log = opened.Log
 	p.request = m.raftID<<40 | uint64(m.lives)<<24
 	p.r, err = replica.New(replica.Config{
-		RaftID: m.raftID, ElectionTicks: m.w.k.ElectionTicks, HeartbeatTicks: 1, MaxVoters: m.w.k.MaxVoters, Control: m.w.controlConfig(), Logger: raftLogger{},
+		RaftID: m.raftID, ElectionTicks: m.w.k.ElectionTicks, HeartbeatTicks: 1, MaxVoters: m.w.k.MaxVoters, Control: m.w.controlConfig(), Logger: raftLogger{}, FeatureLevel: m.level,
 	}, boot)
-	if err != nil {
+	if errors.Is(err, replica.ErrTooOld) {
+		return nil, errors.Join(err, p.log.Close())
+	} else if err != nil {
 		m.w.violated("a node starts on what its log holds", "%s: %v", m.name, err)
 	}
+	p.feed = replica.Feed{Keep: m.w.k.WatchKeep}
+	p.feed.Reset(boot.State.Index())
 	p.loop = replica.NewLoop(p.r, replica.LoopConfig{
 		TickMS: m.w.k.TickMS, ElectionTicks: m.w.k.ElectionTicks, SnapshotEntries: m.w.k.SnapshotEntries, TrailingEntries: m.w.k.TrailingEntries, FirstRead: m.w.rng.Uint64(),
 	})
 	p.agent = newAgent(p)
+	p.newFunctions()
 	return p, nil
 }
 
@@ -105,8 +114,10 @@ func (p *process) begin() {
 		p.m.w.violated("a node starts on what its log holds", "%s: %v", p.m.name, err)
 	}
 	p.m.w.check.applied(p, replica.Output{Restored: true})
+	p.m.w.functions.applied(p, replica.Output{Restored: true})
 	p.every(p.m.w.k.TickMS, p.tick)
 	p.agent.begin()
+	p.beginFunctions()
 	p.settle()
 }
 
@@ -327,20 +338,35 @@ func (p *process) carried(rd replica.Ready) bool {
 		}
 	}
 	out, err := p.loop.Advance(rd)
-	if err != nil {
+	w.check.raised(p.r.View())
+	if err != nil && p.m.tooOld(err) {
+		return false
+	} else if err != nil {
 		w.violated("committed entries can be applied", "%s: %v", p.m.name, err)
 	}
+	w.check.levels(p, out.Applied)
 	w.check.applied(p, out)
+	w.functions.applied(p, out)
+	if out.Restored {
+		p.feed.Reset(out.Applied)
+	} else {
+		p.feed.Add(out.Applied, out.Changes)
+	}
 	p.loop.Answer(out)
 	if out.NewLeader {
 		w.say("%s sees leader %d of term %d", p.m.name, p.r.Leader(), p.r.Term())
 	}
 	p.agent.applied(out)
+	p.functionsApplied(out)
 	return true
 }
 
 // propose hands in a command; done may never be called.
 func (p *process) propose(e state.Envelope, done func(state.Result), gone func() bool) {
+	if err := p.allowed(e.Command); err != nil {
+		p.m.w.after(0, func() { done(state.Result{Err: err}) })
+		return
+	}
 	p.request++
 	e.Request = p.request
 	if e.NowMS == 0 {

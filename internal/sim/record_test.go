@@ -204,7 +204,7 @@ func withoutNodes(t *testing.T, v *state.View) *state.View {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.ApplyAll(s.Index()+1, 2, []state.Envelope{{Command: &state.ReportNode{Name: "node1", RaftID: 1, Address: "a:1", Capacity: blixard.Resources{MemoryMiB: 1}}}})
+	s.ApplyAll(s.Index()+1, 2, []state.Envelope{{Command: &state.ReportNode{Name: "node1", RaftID: 1, Address: "a:1", Capacity: blixard.Resources{MemoryMiB: 1}, FeatureLevel: blixard.FeatureLevel}}})
 	return s.View()
 }
 

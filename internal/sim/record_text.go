@@ -119,7 +119,7 @@ func describeRest(c state.Command) string {
 	case *state.SetMaintenance:
 		return fmt.Sprintf("maintenance mode: %t", c.On)
 	}
-	return strings.TrimPrefix(fmt.Sprintf("%T", c), "*state.")
+	return describeFunction(c)
 }
 
 func describeItem(o *state.Observation) string {

@@ -215,7 +215,7 @@ func (w *scale) found() {
 		id := state.NodeIdentity{Name: name, Address: string(name) + ":7400", Zone: fmt.Sprintf("z%d", i%10), Labels: []blixard.Label{{Key: "storage", Value: []string{"nvme", "ssd"}[i%2]}}}
 		raftID := uint64(1)
 		if i == 0 {
-			w.apply("operator", &state.Bootstrap{ClusterID: "scale", Name: "scale", RaftID: 1, Node: id})
+			w.apply("operator", &state.Bootstrap{ClusterID: "scale", Name: "scale", RaftID: 1, Node: id, FeatureLevel: blixard.FeatureLevel})
 		} else {
 			raftID = w.apply("operator", &state.JoinNode{Node: id})[0].Outcome.Value
 		}

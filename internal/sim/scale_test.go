@@ -45,7 +45,7 @@ func TestRecountFinds(t *testing.T) {
 	if _, broken := recount(s.View(), 4); len(broken) != 1 || broken[0].Invariant != "liveness" {
 		t.Errorf("one that is missing: %+v", broken)
 	}
-	s.ApplyAll(s.Index()+1, 2, []state.Envelope{{Command: &state.ReportNode{Name: "node1", RaftID: 1, Address: "a:1", Capacity: blixard.Resources{MemoryMiB: 1}}}})
+	s.ApplyAll(s.Index()+1, 2, []state.Envelope{{Command: &state.ReportNode{Name: "node1", RaftID: 1, Address: "a:1", Capacity: blixard.Resources{MemoryMiB: 1}, FeatureLevel: blixard.FeatureLevel}}})
 	if _, broken := recount(s.View(), 3); len(broken) != 1 || broken[0].Invariant != "S5" {
 		t.Errorf("an overbooked node: %+v", broken)
 	}

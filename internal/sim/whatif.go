@@ -181,7 +181,7 @@ func Describe(nodes []WhatIfNode, vms []WhatIfVM, maxVoters int) (*state.State, 
 		id := state.NodeIdentity{Name: n.Name, Address: string(n.Name) + ":7400", Zone: n.Zone, Labels: n.Labels, Roles: n.Roles, Witness: n.Witness}
 		var join state.Command = &state.JoinNode{Node: id}
 		if i == 0 {
-			join = &state.Bootstrap{ClusterID: "plan", Name: "plan", RaftID: 1, Node: id}
+			join = &state.Bootstrap{ClusterID: "plan", Name: "plan", RaftID: 1, Node: id, FeatureLevel: blixard.FeatureLevel}
 		}
 		raftID, err := do(join)
 		if err != nil {
@@ -227,7 +227,7 @@ func vote(s *state.State, maxVoters int) {
 		return true
 	})
 	for {
-		change, _ := control.Members(control.MembersInput{View: v, Conf: conf, Progress: progress, Committed: s.Index(), Self: 1, MaxVoters: maxVoters, NowWallMS: 1})
+		change, _ := control.Members(control.MembersInput{View: v, Conf: conf, Progress: progress, Committed: s.Index(), Self: 1, MaxVoters: maxVoters})
 		if change.Kind != control.MemberPromote {
 			break
 		}
@@ -368,7 +368,7 @@ func (w *rehearsal) lose(lose []blixard.NodeName, r *WhatIfReport) {
 // noteVoters tells who will vote in place of the lost voters.
 func (w *rehearsal) noteVoters(r *WhatIfReport) {
 	v := w.view()
-	in := control.MembersInput{View: v, MaxVoters: w.o.MaxVoters, Committed: v.Index, NowWallMS: w.now + w.wall + lostVoterMS}
+	in := control.MembersInput{View: v, MaxVoters: w.o.MaxVoters, Committed: v.Index}
 	v.Nodes(func(n *blixard.Node) bool {
 		active := !w.down[n.Name]
 		switch n.Raft {
@@ -381,7 +381,11 @@ func (w *rehearsal) noteVoters(r *WhatIfReport) {
 			in.Conf.Learners = append(in.Conf.Learners, n.RaftID)
 		case blixard.RoleNone:
 		}
-		in.Progress = append(in.Progress, control.Progress{RaftID: n.RaftID, Match: v.Index, Active: active})
+		at := control.Progress{RaftID: n.RaftID, Match: v.Index, Active: active}
+		if !active {
+			at.LostForMS = lostVoterMS
+		}
+		in.Progress = append(in.Progress, at)
 		return true
 	})
 	if change, _ := control.Members(in); change.Kind == control.MemberPromote {

@@ -26,9 +26,12 @@ type world struct {
 	net      *network
 	clients  []*client
 	sharers  *sharers
+	watchers *watchers
 	operator *operator
 	faults   *faults
 	check    *checker
+
+	functions *functions
 
 	// pace is how much slower clients are while nothing goes wrong, 1 for not.
 	pace int64
@@ -66,6 +69,7 @@ func newWorld(s *Schedule, trace io.Writer) *world {
 	w := &world{s: s, k: &s.Knobs, rng: mathrand.New(mathrand.NewPCG(s.Seed, 2)), hash: 14695981039346656037, count: map[string]int{}, trace: trace, pace: 1}
 	w.net = newNetwork(w)
 	w.check = newChecker(w)
+	w.functions = newFunctions(w)
 	for i := range w.k.Nodes {
 		w.machines = append(w.machines, newMachine(w, i))
 	}
@@ -74,6 +78,7 @@ func newWorld(s *Schedule, trace io.Writer) *world {
 		w.clients = append(w.clients, newClient(w, i))
 	}
 	w.sharers = newSharers(w)
+	w.watchers = newWatchers(w)
 	w.faults = &faults{w: w}
 	return w
 }
@@ -104,6 +109,8 @@ func (w *world) run() {
 		c.next()
 	}
 	w.sharers.begin()
+	w.watchers.begin()
+	w.functions.begin()
 	began := w.now
 	for i := range w.s.Faults {
 		f := &w.s.Faults[i]
@@ -120,6 +127,11 @@ func (w *world) run() {
 	w.pass(began + w.s.DurationMS - w.now)
 	w.quiet(true)
 	w.rest()
+	if w.anyDead() { // without them all came to rest; now some are back
+		w.resurrect()
+		w.pass(25_000)
+		w.rest()
+	}
 	w.check.equal()
 	w.sharers.linearizable()
 }
@@ -147,9 +159,11 @@ func (w *world) quiet(on bool) {
 		}
 	}
 	if !on {
+		w.resurrect()
 		w.pace, w.net.delayMS = quietPace, w.k.DelayMS
 		w.sharers.begin()
 	}
+	w.functions.setQuiet(on)
 }
 
 // Bounds of liveness, once nothing goes wrong any more.
@@ -159,6 +173,9 @@ const (
 	// grown up to a minute. Where only the network was cut, nothing has failed.
 	restMS   = 90_000
 	healedMS = 30_000
+	// deadMS is added where a machine is lost for good: a voter is given a minute
+	// to come back before another one takes its place, and so is the next.
+	deadMS = 90_000
 )
 
 // rest has everything come to rest.
@@ -168,6 +185,9 @@ func (w *world) rest() {
 	bound := int64(restMS)
 	if w.s.Profile == ProfilePartition {
 		bound = healedMS
+	}
+	if w.anyDead() {
+		bound += deadMS
 	}
 	w.until(func() bool { why = w.check.unsettled(); return why == "" }, bound, "L2 everything as wanted", func() string { return why })
 	w.say("all is as wanted")

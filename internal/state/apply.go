@@ -26,6 +26,11 @@ const (
 	ChangeInstance
 	ChangeNode
 	ChangeEvent
+	ChangeFunction        // *blixard.Function
+	ChangeFunctionVersion // *blixard.FunctionVersion
+	ChangeSlots           // *blixard.FunctionSlots
+	ChangeAsyncEvent      // *blixard.AsyncEvent, without its payload
+	ChangeAccessKey       // *blixard.AccessKey
 )
 
 // txn is the state while one entry is applied.
@@ -92,7 +97,10 @@ func (tx *txn) applyOne(e *Envelope) Result {
 			return r
 		}
 	}
-	if r.Outcome, r.Err = e.Command.apply(tx); r.Err == nil {
+	if r.Err = tx.t.allows(e.Command); r.Err == nil {
+		r.Outcome, r.Err = e.Command.apply(tx)
+	}
+	if r.Err == nil {
 		r.Outcome.Index = tx.index
 	}
 	if e.Key != "" {

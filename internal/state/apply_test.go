@@ -43,7 +43,10 @@ func drawCommand(t *rapid.T, v *state.View, nested bool) state.Command {
 	}
 	var rows []*blixard.Instance
 	v.Instances(func(i *blixard.Instance) bool { rows = append(rows, i); return true })
-	kind := rapid.IntRange(0, 25).Draw(t, "command")
+	kind := rapid.IntRange(0, 40).Draw(t, "command")
+	if kind > 25 {
+		return drawFunctionCommand(t, v)
+	}
 	if len(rows) == 0 && kind >= 17 {
 		kind -= 17
 	}
@@ -72,7 +75,7 @@ func drawCommand(t *rapid.T, v *state.View, nested bool) state.Command {
 		if n == nil {
 			return &state.JoinNode{Node: state.NodeIdentity{Name: node, Address: string(node)}}
 		}
-		return &state.ReportNode{Name: node, RaftID: raftID, Address: string(node), Capacity: blixard.Resources{MilliCPU: 8000, MemoryMiB: 8192, DiskMiB: 1}}
+		return &state.ReportNode{Name: node, RaftID: raftID, Address: string(node), Capacity: blixard.Resources{MilliCPU: 8000, MemoryMiB: 8192, DiskMiB: 1}, FeatureLevel: rapid.SampledFrom([]int{2, 2, 1}).Draw(t, "level")}
 	case 12:
 		return rapid.SampledFrom([]state.Command{
 			&state.LoseNode{Name: node, RaftID: raftID, Epoch: epoch}, &state.ReviveNode{Name: node, RaftID: raftID}, &state.RemoveNode{Name: node}, &state.RemoveNode{Name: node, Force: true},
@@ -162,8 +165,8 @@ func drawLog(t *rapid.T, each func(s *state.State, entry []byte)) (entries [][]b
 		each(s, entry)
 	}
 	id := state.NodeIdentity{Name: "n1", Address: "n1"}
-	add(&state.Bootstrap{ClusterID: "c", RaftID: 1, Node: id})
-	add(&state.ReportNode{Name: "n1", RaftID: 1, Address: "n1", Capacity: blixard.Resources{MilliCPU: 8000, MemoryMiB: 8192, DiskMiB: 1}})
+	add(&state.Bootstrap{ClusterID: "c", RaftID: 1, Node: id, FeatureLevel: rapid.SampledFrom([]int{2, 2, 2, 1}).Draw(t, "founded at level")})
+	add(&state.ReportNode{Name: "n1", RaftID: 1, Address: "n1", Capacity: blixard.Resources{MilliCPU: 8000, MemoryMiB: 8192, DiskMiB: 1}, FeatureLevel: 2})
 	for range rapid.IntRange(1, 50).Draw(t, "entries") {
 		var commands []state.Command
 		for range rapid.IntRange(1, 3).Draw(t, "commands") {
@@ -198,7 +201,7 @@ func derived(v *state.View) string {
 		v.InstancesOn(n, func(i *blixard.Instance) bool { out += " " + i.Incarnation() + string(i.State); return true })
 		out += "\n"
 	}
-	return out
+	return out + derivedOfFunctions(v)
 }
 
 // TestApplyIsDeterministic: a log applied twice, and one applied on top of a

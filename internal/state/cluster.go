@@ -146,6 +146,7 @@ type Event struct {
 	Node       blixard.NodeName
 	Warning    bool
 	Message    string
+	Function   blixard.FunctionName
 }
 
 func codeEvent(c *wire.Coder, e *Event) {
@@ -159,6 +160,9 @@ func codeEvent(c *wire.Coder, e *Event) {
 	wire.String(c, &e.Node)
 	wire.Bool(c, &e.Warning)
 	wire.String(c, &e.Message)
+	if c.Reading() || e.Function != "" { // appended in level 2: older rows keep their bytes
+		wire.String(c, &e.Function)
+	}
 }
 
 // event records that something happened.

@@ -6,14 +6,15 @@ import "github.com/blixard/blixard"
 const DivergeBy = 1000
 
 // Diverge makes a state that is taken up again from a copy leave out the numbers
-// that the cluster may have given away after the copy was made: raft IDs, and
-// generations of instances. Otherwise a node or a guest that is left over from
+// that the cluster may have given away after the copy was made: raft IDs,
+// generations of instances, versions of functions, and what numbers changes. Otherwise a node or a guest that is left over from
 // then could be taken for a new one. The caller makes the next entry of it.
 func (s *State) Diverge(index, term uint64) []Change {
 	tx := &txn{t: &s.t, index: index, nowMS: s.t.cluster.NowMS}
 	c := &s.t.cluster
 	c.NextRaftID += DivergeBy
 	c.Watermark += DivergeBy
+	c.NextEvent += DivergeBy // numbers changes, and by that UIDs, sequences of versions and revisions
 	var raised []*blixard.VM
 	s.t.vms.Scan(func(_ blixard.VMName, old *blixard.VM) bool {
 		vm := *old
@@ -29,6 +30,7 @@ func (s *State) Diverge(index, term uint64) []Change {
 	for _, vm := range raised {
 		tx.setVM(vm)
 	}
+	tx.divergeFunctions()
 	s.Advance(index, term)
 	return tx.changes
 }

@@ -174,10 +174,11 @@ func (m *DropInstance) apply(tx *txn) (Outcome, *blixard.Error) {
 	return Outcome{Version: tx.index}, nil
 }
 
-// gone tells whether a node is lost or no member.
+// gone tells whether nobody will report what ended on a node: it is lost, no
+// member, or joins anew, so that what ended there was the former member's.
 func (t *tables) gone(name blixard.NodeName) bool {
 	n := t.node(name)
-	return n == nil || n.State == blixard.NodeLost
+	return n == nil || n.State != blixard.NodeReady
 }
 
 // forget deletes an incarnation's row for good, and keeps its generation from

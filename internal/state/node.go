@@ -75,6 +75,8 @@ type Bootstrap struct {
 	Secret    string
 	RaftID    uint64
 	Node      NodeIdentity
+	// FeatureLevel is what the founding release knows; 0 stands for 1.
+	FeatureLevel int
 }
 
 func (m *Bootstrap) kind() uint8 { return 20 }
@@ -85,6 +87,7 @@ func (m *Bootstrap) code(c *wire.Coder) {
 	wire.String(c, &m.Secret)
 	wire.Uint(c, &m.RaftID)
 	codeIdentity(c, &m.Node)
+	wire.Int(c, &m.FeatureLevel)
 }
 
 func (m *Bootstrap) apply(tx *txn) (Outcome, *blixard.Error) {
@@ -95,7 +98,7 @@ func (m *Bootstrap) apply(tx *txn) (Outcome, *blixard.Error) {
 		return Outcome{}, err
 	}
 	c := &tx.t.cluster
-	c.ID, c.Name, c.Secret, c.NextRaftID, c.FeatureLevel, c.CreatedMS = m.ClusterID, m.Name, m.Secret, m.RaftID+1, blixard.FeatureLevel, tx.nowMS
+	c.ID, c.Name, c.Secret, c.NextRaftID, c.FeatureLevel, c.CreatedMS = m.ClusterID, m.Name, m.Secret, m.RaftID+1, max(m.FeatureLevel, 1), tx.nowMS
 	n := m.Node.node()
 	n.RaftID, n.JoinedMS, n.Raft = m.RaftID, tx.nowMS, blixard.RoleVoter
 	tx.setNode(n)
@@ -165,6 +168,7 @@ func (m *JoinNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	if old := tx.t.node(n.Name); old != nil {
 		n.Epoch = old.Epoch + 1
 	}
+	n.Epoch = max(n.Epoch, tx.t.slotsEpoch(n.Name))
 	tx.t.cluster.NextRaftID++
 	tx.setNode(n)
 	tx.event(Event{Kind: "NodeJoined", Node: n.Name, Message: "joined at " + n.Address})
@@ -214,6 +218,12 @@ func (m *ReportNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	}
 	if err := checkLabels(m.Labels); err != nil {
 		return Outcome{}, err
+	}
+	if level := tx.t.cluster.FeatureLevel; max(m.FeatureLevel, 1) < level {
+		return Outcome{}, &blixard.Error{
+			Code: blixard.CodeRefused, Message: "the node " + string(m.Name) + " knows feature level " + itoa(m.FeatureLevel) + ", and the cluster works at " + itoa(level),
+			Hint: "install the release there that the other nodes have",
+		}
 	}
 	if c := m.Capacity; c.MilliCPU < 0 || c.MemoryMiB < 0 || c.DiskMiB < 0 {
 		return Outcome{}, blixard.Errorf(blixard.CodeInvalid, "the node %s reports a negative capacity", m.Name)
@@ -380,6 +390,7 @@ func (m *LoseNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	tx.setNode(&n)
 	tx.event(Event{Kind: "NodeLost", Node: n.Name, Warning: true, Message: "no heartbeat within its lease"})
 	tx.loseInstances(&n, false)
+	tx.loseSlots(n.Name)
 	return Outcome{Version: tx.index}, nil
 }
 
@@ -472,6 +483,12 @@ func (m *RemoveNode) apply(tx *txn) (Outcome, *blixard.Error) {
 	if u, _ := tx.t.usage.Get(n.Name); u.Instances > 0 && !m.Force {
 		return Outcome{}, &blixard.Error{
 			Code: blixard.CodeRefused, Message: string(n.Name) + " still holds " + itoa(u.Instances) + " instances",
+			Hint: "drain it first with `blixard cluster drain " + string(n.Name) + "`, or `blixard cluster force-remove-node " + string(n.Name) + "` if it is gone for good",
+		}
+	}
+	if held := tx.t.slotsHeld(n.Name); held > 0 && !m.Force {
+		return Outcome{}, &blixard.Error{
+			Code: blixard.CodeRefused, Message: string(n.Name) + " still holds " + itoa(held) + " slots of functions",
 			Hint: "drain it first with `blixard cluster drain " + string(n.Name) + "`, or `blixard cluster force-remove-node " + string(n.Name) + "` if it is gone for good",
 		}
 	}

@@ -115,19 +115,24 @@ func TestRemovedNodeLeavesNoEndedRows(t *testing.T) {
 }
 
 // TestDropOnlyWhatNobodyReports: an ended row can be dropped when its node is
-// lost, not while its agent is there.
+// lost or joins anew, not while its agent is there.
 func TestDropOnlyWhatNobodyReports(t *testing.T) {
-	c := newCluster(t)
-	c.create("a", nil)
-	c.ok(c.place("a", 1, 1, "n2"))
-	drop := &state.DropInstance{VM: "a", Ordinal: 1, Generation: 1}
-	c.refused(drop, blixard.CodeConflict)
-	c.observe("n2", "a", 1, 1, blixard.Stopped)
-	c.refused(drop, blixard.CodeConflict)
-	c.ok(&state.LoseNode{Name: "n2", RaftID: 2})
-	c.ok(drop)
-	if o := c.ok(drop); !o.Noop {
-		t.Error("dropping it again is no Noop")
+	for _, goes := range []state.Command{
+		&state.LoseNode{Name: "n2", RaftID: 2},
+		&state.JoinNode{Node: state.NodeIdentity{Name: "n2", Address: "n2"}, Replace: true},
+	} {
+		c := newCluster(t)
+		c.create("a", nil)
+		c.ok(c.place("a", 1, 1, "n2"))
+		drop := &state.DropInstance{VM: "a", Ordinal: 1, Generation: 1}
+		c.refused(drop, blixard.CodeConflict)
+		c.observe("n2", "a", 1, 1, blixard.Stopped)
+		c.refused(drop, blixard.CodeConflict)
+		c.ok(goes)
+		c.ok(drop)
+		if o := c.ok(drop); !o.Noop {
+			t.Error("dropping it again is no Noop")
+		}
 	}
 }
 

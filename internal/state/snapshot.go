@@ -32,6 +32,11 @@ const (
 	rowToken
 	rowEvent
 	rowKey
+	rowFunction
+	rowFunctionVersion
+	rowSlots
+	rowAsyncEvent
+	rowAccessKey
 )
 
 // ErrSnapshot is wrapped by every error about a snapshot's contents.
@@ -85,6 +90,7 @@ func (v *View) rows(row func(kind uint8, code func(*wire.Coder))) {
 		row(rowKey, func(c *wire.Coder) { wire.Uint(c, &seq); wire.String(c, &key); codeRemembered(c, r) })
 		return true
 	})
+	t.functionRows(row)
 }
 
 func (t *tables) sharedSpec(name blixard.VMName) *blixard.VMSpec {
@@ -269,6 +275,8 @@ func (s *State) restoreRow(kind uint8, c *wire.Coder) error {
 		codeRemembered(c, r)
 		t.keys.Set(key, r)
 		t.keyOrder.Set(seq, key)
+	case rowFunction, rowFunctionVersion, rowSlots, rowAsyncEvent, rowAccessKey:
+		t.restoreFunctionRow(kind, c, s.index)
 	default:
 		return fmt.Errorf("%w: row kind %d is not known to this release", ErrSnapshot, kind)
 	}

@@ -1,6 +1,7 @@
 // Package state is the replicated state of a cluster: tables of nodes, VMs,
-// instances, join tokens, events and remembered idempotency keys, changed only
-// by Apply.
+// instances, functions with their versions, slots and asynchronous events, join
+// tokens, access keys, events and remembered idempotency keys, changed only by
+// Apply.
 //
 // Ownership: a State belongs to one replica's loop, which is the only one to
 // call Apply and Restore. A View is an immutable picture of it at one index,
@@ -15,6 +16,10 @@
 //     instances table; they are not part of a snapshot and are rebuilt.
 //   - An instance's state and wanted only move forward, and a slot's generations
 //     only grow.
+//   - Never are more slots of a function leased to nodes than may run at once,
+//     but for those that were leased before that was lowered.
+//   - An asynchronous event that was accepted stays until it was settled by
+//     success, by its destination's event or by failing for good.
 //   - The resources of instances that hold a node never exceed what the node
 //     offered when they were placed.
 package state
@@ -55,6 +60,8 @@ type tables struct {
 	usage  *btree.Map[blixard.NodeName, Usage]
 	ports  *btree.Map[string, string] // node \x00 protocol \x00 port -> instanceKey
 	groups *btree.Map[string, int]    // group \x00 node -> instances
+
+	functionTables
 }
 
 // Usage is what instances hold of a node.
@@ -94,6 +101,7 @@ func newTables() tables {
 		keys: new(btree.Map[string, *remembered]), keyOrder: new(btree.Map[uint64, string]),
 		byNode: new(btree.Map[string, *blixard.Instance]), usage: new(btree.Map[blixard.NodeName, Usage]),
 		ports: new(btree.Map[string, string]), groups: new(btree.Map[string, int]),
+		functionTables: newFunctionTables(),
 	}
 }
 
@@ -102,6 +110,7 @@ func (t *tables) copy() tables {
 		cluster: t.cluster, nodes: t.nodes.Copy(), vms: t.vms.Copy(), instances: t.instances.Copy(), tokens: t.tokens.Copy(),
 		events: t.events.Copy(), keys: t.keys.Copy(), keyOrder: t.keyOrder.Copy(),
 		byNode: t.byNode.Copy(), usage: t.usage.Copy(), ports: t.ports.Copy(), groups: t.groups.Copy(),
+		functionTables: t.functionTables.copy(),
 	}
 }
 
@@ -112,6 +121,7 @@ func (t *tables) copyForTry() tables {
 		cluster: t.cluster, nodes: own(t.nodes), vms: own(t.vms), instances: own(t.instances), tokens: own(t.tokens),
 		events: own(t.events), keys: own(t.keys), keyOrder: own(t.keyOrder),
 		byNode: own(t.byNode), usage: own(t.usage), ports: own(t.ports), groups: own(t.groups),
+		functionTables: t.functionTables.own(),
 	}
 	return own.copy()
 }

@@ -29,6 +29,9 @@ type FS struct {
 	Hook func(op string)
 	// Fault answers the error of a change, nil for none.
 	Fault func(op string) error
+	// Redirect, if not nil, tells where a write really lands: in which file, and
+	// where there. The writer is not told.
+	Redirect func(name string, off int64, p []byte) (string, int64)
 	// Space is how many bytes all files may have together; 0: no limit.
 	Space int64
 
@@ -275,7 +278,7 @@ func (m *FS) SyncDir(dir string) error {
 // Reboot is the end of the process that had the files open; what it wrote is
 // there still, synced or not. Faults end.
 func (m *FS) Reboot() {
-	m.locked, m.Fault, m.Space = map[string]bool{}, nil, 0
+	m.locked, m.Fault, m.Redirect, m.Space = map[string]bool{}, nil, nil, 0
 }
 
 // Names are the names of all files, sorted.
@@ -341,6 +344,12 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	}
 	if err := f.fs.room(max(0, off+int64(len(p))-int64(len(f.node.data)))); err != nil {
 		return 0, &os.PathError{Op: "write", Path: f.name, Err: err}
+	}
+	if f.fs.Redirect != nil {
+		name, at := f.fs.Redirect(f.name, off, p)
+		if astray := f.fs.names[name]; astray != nil && (astray != f.node || at != off) {
+			return (&file{f.fs, name, astray}).put(p, at), nil
+		}
 	}
 	return f.put(p, off), nil
 }

@@ -1,0 +1,4 @@
+package state
+
+// CodeEvent is the encoding of events.
+var CodeEvent = codeEvent
