@@ -42,6 +42,11 @@ const (
 	ListFails Fault = "list fails"
 	// Slow: Start takes SlowFor longer.
 	Slow Fault = "slow"
+	// CloneFails: Clone marks the incarnation and returns an error.
+	CloneFails Fault = "clone fails"
+	// SnapshotFails: Snapshot ends the incarnation, leaves no template and returns
+	// an error.
+	SnapshotFails Fault = "snapshot fails"
 )
 
 // ErrInjected is what an injected fault returns.
@@ -60,6 +65,12 @@ type Options struct {
 	Guest func(spec vmm.Spec, channel net.Conn)
 	// Console likewise gets the guest's end of every DialConsole.
 	Console func(spec vmm.Spec, console net.Conn)
+	// Call gets the guest's end of every DialCall, and the guest's memory, which a
+	// template keeps and clones get a copy of. It must not block, as Guest. For a
+	// clone it is called by the first Resume, so that no guest answers before.
+	Call func(spec vmm.Spec, memory *Memory, port net.Conn)
+	// TemplateKey of the machine; "fake" by default.
+	TemplateKey string
 	// Capabilities replaces what is told by default.
 	Capabilities *vmm.Capabilities
 }
@@ -85,6 +96,8 @@ type incarnation struct {
 	spec   vmm.Spec
 	status vmm.Status
 	pipes  []net.Conn
+	memory *Memory
+	call   *callPort // of a clone that was not resumed, or not dialled yet
 }
 
 const firstHostPort, lastHostPort = 40_000, 59_999
@@ -98,6 +111,7 @@ func NewMachine(options Options) *Machine {
 		options.Sleep = func(ctx context.Context, _ time.Duration) error { return ctx.Err() }
 	}
 	options.SlowFor = cmp.Or(options.SlowFor, 5*time.Second)
+	options.TemplateKey = cmp.Or(options.TemplateKey, "fake")
 	return &Machine{
 		options: options, vms: map[vmm.Ref]*incarnation{}, faults: map[faultKey]int{},
 		nextPid: 1000, next: firstHostPort, changes: make(chan struct{}, 1),
@@ -153,7 +167,7 @@ func (m *Machine) end(vm *incarnation, reason string) {
 	for _, pipe := range vm.pipes {
 		_ = pipe.Close() // closing a pipe cannot fail
 	}
-	vm.pipes = nil
+	vm.pipes, vm.call = nil, nil
 	select {
 	case m.changes <- struct{}{}:
 	default:
@@ -177,12 +191,14 @@ func (vm *incarnation) alive() bool {
 	return vm.status.Phase == vmm.Running || vm.status.Phase == vmm.Paused
 }
 
-// Driver implements vmm.Driver, vmm.Pauser, vmm.Channels and vmm.Watcher.
+// Driver implements vmm.Driver, vmm.Cloner, vmm.Channels, vmm.Meter and
+// vmm.Watcher.
 type Driver struct{ m *Machine }
 
 var (
 	_ vmm.Driver   = (*Driver)(nil)
-	_ vmm.Pauser   = (*Driver)(nil)
+	_ vmm.Cloner   = (*Driver)(nil)
+	_ vmm.Meter    = (*Driver)(nil)
 	_ vmm.Channels = (*Driver)(nil)
 	_ vmm.Watcher  = (*Driver)(nil)
 )
@@ -200,7 +216,7 @@ func (d *Driver) Capabilities(ctx context.Context) (vmm.Capabilities, error) {
 	}
 	return vmm.Capabilities{
 		Driver: "fake", Version: "1", Acceleration: "none", Why: "nothing is really run",
-		Pause: true, GuestChannel: d.m.options.Guest != nil, TapNetworking: true,
+		Pause: true, GuestChannel: d.m.options.Guest != nil, TapNetworking: true, Snapshot: true,
 	}, ctx.Err()
 }
 
@@ -209,7 +225,18 @@ func (d *Driver) Start(ctx context.Context, spec vmm.Spec) error {
 	if err := check(spec); err != nil {
 		return err
 	}
-	if err := d.begin(ctx, spec); err != nil {
+	if err := d.checkFirst(spec.Ref); err != nil {
+		return err
+	}
+	if err := checkNoTemplate(spec); err != nil {
+		return err
+	}
+	return d.run(ctx, spec, nil)
+}
+
+// run starts an incarnation, a clone if there is a template.
+func (d *Driver) run(ctx context.Context, spec vmm.Spec, template *template) error {
+	if err := d.begin(ctx, spec, template); err != nil {
 		return fmt.Errorf("starting %s: %w", spec.Ref, err)
 	}
 	m := d.m
@@ -225,7 +252,7 @@ func (d *Driver) Start(ctx context.Context, spec vmm.Spec) error {
 	return nil
 }
 
-func (d *Driver) begin(ctx context.Context, spec vmm.Spec) error {
+func (d *Driver) begin(ctx context.Context, spec vmm.Spec, template *template) error {
 	m := d.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -238,7 +265,7 @@ func (d *Driver) begin(ctx context.Context, spec vmm.Spec) error {
 	}
 	spec.Disks, spec.Labels = slices.Clone(spec.Disks), slices.Clone(spec.Labels)
 	spec.Network.Ports = slices.Clone(spec.Network.Ports)
-	vm = &incarnation{spec: spec, status: vmm.Status{Ref: spec.Ref, Phase: vmm.Prepared, Labels: spec.Labels}}
+	vm = &incarnation{spec: spec, status: vmm.Status{Ref: spec.Ref, Phase: vmm.Prepared, Labels: spec.Labels, Template: spec.Template != ""}, memory: &Memory{}}
 	m.vms[spec.Ref] = vm
 	if m.strikes(StartCrashes, spec.Ref.Instance) {
 		return ErrInjected
@@ -253,8 +280,15 @@ func (d *Driver) begin(ctx context.Context, spec vmm.Spec) error {
 		vm.status.ExitReason = err.Error()
 		return err
 	}
+	if template != nil && m.strikes(CloneFails, spec.Ref.Instance) {
+		vm.status.ExitReason = "the clone failed: " + ErrInjected.Error()
+		return ErrInjected
+	}
 	m.nextPid++
 	vm.status.Phase, vm.status.Pid, vm.status.Ports = vmm.Running, m.nextPid, ports
+	if template != nil {
+		vm.restore(template)
+	}
 	if m.strikes(Dies, spec.Ref.Instance) {
 		m.end(vm, "QEMU was killed by signal 9 (killed)")
 	}
@@ -373,7 +407,13 @@ func (d *Driver) List(ctx context.Context) ([]vmm.Status, error) {
 func (d *Driver) Pause(_ context.Context, ref vmm.Ref) error { return d.turn(ref, vmm.Paused) }
 
 // Resume implements vmm.Pauser.
-func (d *Driver) Resume(_ context.Context, ref vmm.Ref) error { return d.turn(ref, vmm.Running) }
+func (d *Driver) Resume(_ context.Context, ref vmm.Ref) error {
+	if err := d.turn(ref, vmm.Running); err != nil {
+		return err
+	}
+	d.serveCall(ref)
+	return nil
+}
 
 func (d *Driver) turn(ref vmm.Ref, phase vmm.Phase) error {
 	d.m.mu.Lock()
@@ -440,6 +480,9 @@ func check(spec vmm.Spec) error {
 	}
 	if spec.VCPUs < 1 || spec.MemoryMiB < 1 {
 		return fmt.Errorf("vm %s: %d vCPUs and %d MiB of memory: %w", spec.Ref, spec.VCPUs, spec.MemoryMiB, vmm.ErrInvalid)
+	}
+	if err := spec.Network.CheckSubnet(); err != nil {
+		return fmt.Errorf("vm %s: %w", spec.Ref, err)
 	}
 	switch n := spec.Network; n.Mode {
 	case "user":

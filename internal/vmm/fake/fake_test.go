@@ -1,10 +1,13 @@
 package fake_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +19,23 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// remember is a guest that keeps what it is told to.
+func remember(_ vmm.Spec, memory *fake.Memory, port net.Conn) {
+	go func() {
+		for lines := bufio.NewScanner(port); lines.Scan(); {
+			answer := string(memory.Load())
+			if text, found := strings.CutPrefix(lines.Text(), "set "); found {
+				memory.Store([]byte(text))
+				answer = "ok"
+			}
+			if _, err := fmt.Fprintln(port, answer); err != nil {
+				break
+			}
+		}
+		_ = port.Close() // closing a pipe cannot fail
+	}()
+}
 
 func spec(_ *testing.T, ref vmm.Ref) vmm.Spec {
 	return vmm.Spec{Ref: ref, VCPUs: 1, MemoryMiB: 64, Kernel: "/kernel", Network: vmm.Network{Mode: "user"}}
@@ -29,10 +49,11 @@ func TestConformance(t *testing.T) {
 		return d
 	}
 	vmmtest.Suite(t, vmmtest.Options{
-		New:    func(*testing.T) vmm.Driver { return open(fake.NewMachine(fake.Options{})) },
-		Reopen: func(_ *testing.T, d vmm.Driver) vmm.Driver { return open(machines[d]) },
-		Spec:   spec,
-		Polite: spec,
+		New:      func(*testing.T) vmm.Driver { return open(fake.NewMachine(fake.Options{Call: remember})) },
+		Template: spec,
+		Reopen:   func(_ *testing.T, d vmm.Driver) vmm.Driver { return open(machines[d]) },
+		Spec:     spec,
+		Polite:   spec,
 		Kill: func(t *testing.T, d vmm.Driver, s vmm.Status) {
 			if !machines[d].Kill(s.Ref, "QEMU was killed by signal 9 (killed)") {
 				t.Errorf("%s does not run", s.Ref)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -15,9 +16,13 @@ const (
 	machine       = "q35,sata=off,smbus=off,vmport=off"
 	shutdownTrace = "qemu_system_shutdown_request" // writes why it ends to the log
 	guestPort     = "blixard.guest"                // the virtio-serial port's name
+	callPort      = "blixard.call"
 	maxVCPUs      = 255
 	maxMemoryMiB  = 4 << 20
 	minMemoryMiB  = 8
+	emulatedCPU   = "max,la57=off"
+	// translationMiB bounds what emulation takes for translated code.
+	translationMiB = 128
 )
 
 // sandbox forbids QEMU to start programs or gain rights; it never has to.
@@ -30,13 +35,15 @@ type features struct {
 	Trace        bool
 }
 
-func (f features) machineArguments() []string {
+func (f features) machineArguments() []string { return f.argumentsFor(machine, translationMiB) }
+
+func (f features) argumentsFor(machine string, translationMiB int) []string {
 	arguments := []string{"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-M", machine}
 	if f.Acceleration == "kvm" {
 		arguments = append(arguments, "-accel", "kvm", "-cpu", "host")
 	} else {
 		// Five-level paging only makes emulated page walks longer.
-		arguments = append(arguments, "-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,la57=off")
+		arguments = append(arguments, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationMiB), "-cpu", emulatedCPU)
 	}
 	if f.Sandbox {
 		arguments = append(arguments, sandbox...)
@@ -55,7 +62,11 @@ var (
 
 // check refuses what QEMU would refuse late, or understand as something else.
 // Errors wrap vmm.ErrInvalid.
-func check(spec vmm.Spec) error {
+func check(spec vmm.Spec) error { return checkSpec(spec, true) }
+
+// checkSpec is check for a guest that boots, or for a clone, which does not and
+// needs no kernel.
+func checkSpec(spec vmm.Spec, boots bool) error {
 	if err := spec.Ref.Check(); err != nil {
 		return err
 	}
@@ -68,15 +79,21 @@ func check(spec vmm.Spec) error {
 	if spec.MemoryMiB < minMemoryMiB || spec.MemoryMiB > maxMemoryMiB {
 		return bad("%d MiB of memory, want %d to %d", spec.MemoryMiB, minMemoryMiB, maxMemoryMiB)
 	}
-	if spec.Kernel == "" {
-		return bad("no kernel")
+	var files []string
+	if boots {
+		if spec.Kernel == "" {
+			return bad("no kernel")
+		}
+		if strings.ContainsAny(spec.Cmdline, "\x00\n\r") {
+			return bad("the kernel command line has a line break or NUL in it")
+		}
+		files = append(files, spec.Kernel)
+		if spec.Initrd != "" {
+			files = append(files, spec.Initrd)
+		}
 	}
-	if strings.ContainsAny(spec.Cmdline, "\x00\n\r") {
-		return bad("the kernel command line has a line break or NUL in it")
-	}
-	files := []string{spec.Kernel}
-	if spec.Initrd != "" {
-		files = append(files, spec.Initrd)
+	if t := spec.Template; t != "" && (!filepath.IsAbs(t) || strings.ContainsRune(t, 0)) {
+		return bad("template %q is not an absolute path", t)
 	}
 	for _, disk := range spec.Disks {
 		if !diskFormats[disk.Format] {
@@ -84,6 +101,9 @@ func check(spec vmm.Spec) error {
 		}
 		if disk.ReadOnly && disk.Overlay {
 			return bad("disk %s is to be read-only and written to an overlay", disk.Path)
+		}
+		if spec.Template != "" && !disk.ReadOnly {
+			return bad("disk %s of a template can be written; what the guest had written before it was saved would be missing in its clones", disk.Path)
 		}
 		files = append(files, disk.Path)
 	}
@@ -106,6 +126,9 @@ func checkNetwork(n vmm.Network, bad func(string, ...any) error) error {
 	}
 	if len(n.Ports) > 0 && n.Mode != "user" {
 		return bad("published ports need network mode user, not %q", n.Mode)
+	}
+	if err := n.CheckSubnet(); err != nil {
+		return err
 	}
 	switch n.Mode {
 	case "none", "user":
@@ -150,7 +173,7 @@ func arguments(record specRecord, f features) []string {
 		"-smp", strconv.Itoa(spec.VCPUs),
 		"-m", strconv.Itoa(spec.MemoryMiB),
 		"-kernel", spec.Kernel,
-		"-append", strings.TrimSpace("console=ttyS0 quiet panic=-1 reboot=t "+spec.Cmdline),
+		"-append", strings.TrimSpace(strings.TrimSpace("console=ttyS0 quiet panic=-1 reboot=t "+f.clockWord())+" "+spec.Cmdline),
 		"-chardev", socket("qmp", sockQMP), "-mon", "chardev=qmp,mode=control",
 		"-chardev", socket("console", sockConsole)+",logfile="+fileConsole+",logappend=on", "-serial", "chardev:console",
 		// First of the virtio devices, so that the guest sees /dev/vport0p1.
@@ -158,15 +181,23 @@ func arguments(record specRecord, f features) []string {
 		"-chardev", socket("guest", sockGuest), "-device", "virtserialport,bus=serial0.0,nr=1,chardev=guest,name="+guestPort,
 		"-device", "virtio-rng-pci",
 	)
+	if spec.CallPort {
+		a = append(a, "-chardev", socket("call", sockCall), "-device", "virtserialport,bus=serial0.0,nr=2,chardev=call,name="+callPort)
+	}
 	if spec.Initrd != "" {
 		a = append(a, "-initrd", spec.Initrd)
 	}
-	for i, disk := range spec.Disks {
+	a = append(a, diskArguments(spec.Disks)...)
+	return append(a, networkArguments(spec.Network)...)
+}
+
+func diskArguments(disks []vmm.Disk) (a []string) {
+	for i, disk := range disks {
 		a = append(a,
 			"-drive", fmt.Sprintf("if=none,id=disk%d,file=%s,format=%s,readonly=%s,snapshot=%s", i, escape(disk.Path), disk.Format, onOff(disk.ReadOnly), onOff(disk.Overlay)),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
 	}
-	return append(a, networkArguments(spec.Network)...)
+	return a
 }
 
 func networkArguments(n vmm.Network) []string {
@@ -178,6 +209,9 @@ func networkArguments(n vmm.Network) []string {
 	case "user":
 		var b strings.Builder
 		b.WriteString("user,id=net0")
+		if n.Subnet != "" {
+			b.WriteString(",net=" + n.Subnet + addressesOf(n.Subnet))
+		}
 		for _, p := range n.Ports {
 			fmt.Fprintf(&b, ",hostfwd=%s:%s:%d-:%d", protocol(p), p.HostIP, p.HostPort, p.GuestPort)
 		}
@@ -187,6 +221,22 @@ func networkArguments(n vmm.Network) []string {
 	default:
 		return nil
 	}
+}
+
+// addressesOf says which addresses of a subnet are the gateway's, the name server's
+// and the guest's by DHCP. Left to itself QEMU puts 2.2, 2.3 and 2.15 at the end of
+// networks that are larger than 256.
+func addressesOf(subnet string) string {
+	p, err := netip.ParsePrefix(subnet)
+	if err != nil || !p.Addr().Is4() {
+		return "" // CheckSubnet has refused it
+	}
+	at := func(n byte) string {
+		a := p.Masked().Addr().As4()
+		a[3] += n
+		return netip.AddrFrom4(a).String()
+	}
+	return ",host=" + at(2) + ",dns=" + at(3) + ",dhcpstart=" + at(15)
 }
 
 func socket(id, path string) string {

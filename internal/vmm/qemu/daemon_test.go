@@ -17,7 +17,7 @@ import (
 	"github.com/blixard/blixard/internal/vmm/vmmtest"
 )
 
-const daemonRoot, daemonKernel = "QEMU_TEST_DAEMON_ROOT", "QEMU_TEST_DAEMON_KERNEL"
+const daemonRoot, daemonKernel, daemonTemplate = "QEMU_TEST_DAEMON_ROOT", "QEMU_TEST_DAEMON_KERNEL", "QEMU_TEST_DAEMON_TEMPLATE"
 
 // TestDaemonBody is no test but what the daemon of the tests below does: it
 // starts a VM, tells its pid and waits to be killed.
@@ -34,7 +34,11 @@ func TestDaemonBody(t *testing.T) {
 	if os.Getenv("QEMU_TEST_DAEMON_HURRY") != "" {
 		fmt.Println("starting")
 	}
-	if err := d.Start(t.Context(), spec); err != nil {
+	begin := d.Start
+	if spec.Template = os.Getenv(daemonTemplate); spec.Template != "" {
+		spec.MemoryMiB, spec.CallPort, begin = 128, true, d.Clone
+	}
+	if err := begin(t.Context(), spec); err != nil {
 		t.Fatal(err)
 	}
 	l, err := d.List(t.Context())

@@ -30,6 +30,26 @@
 // busy, and it has no power button. q35 was seen to boot at any load.
 // Acceleration is probed by booting (probe.go), never by looking for /dev/kvm.
 //
+// # Templates
+//
+// A guest that is to become a template has its memory in a file of its
+// incarnation's directory. Snapshot stops it, has QEMU write the state of the
+// devices (memory that is shared is left out: x-ignore-shared), ends it, and
+// copies both, without zeros, into the template's directory; template.json comes
+// last. A clone is a QEMU with the same devices that maps the memory privately and
+// loads the state. Kernel and initial RAM disk are in that memory and are not
+// read again.
+//
+// The control socket and the call port of such a process are made, and connected
+// to, before it is spawned, and passed as descriptors; so there is nothing to poll
+// for, and the port's device begins connected, as the guest remembers it. The
+// driver keeps both connections: the one to the call port for the first DialCall,
+// the other until the first Resume. State is passed as a descriptor too, since
+// the sandbox lets QEMU start no program.
+//
+// A clone's own memory is what it has written of the guest's, at most 32 MiB of
+// translated code (emulation only), and some 12 MiB of QEMU's.
+//
 // # Limits
 //
 // Where control groups of version 2 can be written, each process is held to its
@@ -86,8 +106,8 @@ const (
 	rootLockTries = 40               // × 50 ms: a daemon that is ending lets go
 )
 
-// Driver implements vmm.Driver, vmm.Pauser, vmm.Channels and vmm.Watcher. Its
-// methods may be called concurrently.
+// Driver implements vmm.Driver, vmm.Cloner, vmm.Channels, vmm.Meter and
+// vmm.Watcher. Its methods may be called concurrently.
 type Driver struct {
 	options Options
 	log     *slog.Logger
@@ -100,9 +120,11 @@ type Driver struct {
 
 	probing sync.Mutex
 	probed  *probeRecord
+	cpu     string // baseline of templates
 
 	mu    sync.Mutex
 	turns map[vmm.Ref]*turn
+	held  map[vmm.Ref]*held // nil when closed
 }
 
 // turn lets one at a time change an incarnation, and one at a time speak to its
@@ -114,7 +136,8 @@ type turn struct {
 
 var (
 	_ vmm.Driver   = (*Driver)(nil)
-	_ vmm.Pauser   = (*Driver)(nil)
+	_ vmm.Cloner   = (*Driver)(nil)
+	_ vmm.Meter    = (*Driver)(nil)
 	_ vmm.Channels = (*Driver)(nil)
 	_ vmm.Watcher  = (*Driver)(nil)
 )
@@ -153,7 +176,7 @@ func New(options Options) (*Driver, error) {
 	}
 	d := &Driver{
 		options: options, log: options.Log, boot: boot,
-		changes: make(chan struct{}, 1), turns: map[vmm.Ref]*turn{}, groups: newGroups(controlGroups, root),
+		changes: make(chan struct{}, 1), turns: map[vmm.Ref]*turn{}, held: map[vmm.Ref]*held{}, groups: newGroups(controlGroups, root),
 	}
 	if err := d.groups.usable(); err != nil {
 		d.log.Info("guests are not held to their limits by control groups", "reason", err)
@@ -234,13 +257,31 @@ func (d *Driver) limit(inc *incarnation, p *process) {
 		return
 	}
 	if err := d.groups.limit(inc.spec.Spec, p.pid); err != nil {
-		d.log.Warn("a vm runs without limits", "instance", inc.ref.Instance, "generation", inc.ref.Generation, "error", err)
+		d.warnUnlimited(inc, err)
 	}
+}
+
+func (d *Driver) warnUnlimited(inc *incarnation, err error) {
+	d.log.Warn("a vm runs without limits", "instance", inc.ref.Instance, "generation", inc.ref.Generation, "error", err)
+}
+
+// openGroup is the control group that a process is to begin in; nil if there is
+// none. Moving it there later would wait for all of the machine's processors.
+func (d *Driver) openGroup(inc *incarnation) *os.File {
+	if !d.limits {
+		return nil
+	}
+	group, err := d.groups.open(inc.spec.Spec)
+	if err != nil {
+		d.warnUnlimited(inc, err)
+		return nil
+	}
+	return group
 }
 
 // Close lets go of everything and leaves the virtual machines running.
 func (d *Driver) Close() error {
-	return errors.Join(d.watch.close(), d.lock.Close())
+	return errors.Join(d.watch.close(), d.closeHeld(), d.lock.Close())
 }
 
 // Changes implements vmm.Watcher.
@@ -248,6 +289,7 @@ func (d *Driver) Changes() <-chan struct{} { return d.changes }
 
 func (d *Driver) recordEnd(e ended) {
 	p := e.process
+	d.dropHeld(p.ref)
 	reason := endReason(p.dir, e)
 	if d.groups.killedForMemory(p.ref) {
 		reason = "QEMU wanted more memory than its limit: " + reason

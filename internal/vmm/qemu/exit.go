@@ -111,7 +111,7 @@ func lastLines(text string) string {
 	var kept []string
 	for line := range strings.Lines(text) {
 		line = strings.TrimPrefix(strings.TrimSpace(printable(line)), "qemu-system-x86_64: ")
-		if line == "" || strings.Contains(line, shutdownTrace) || strings.HasPrefix(line, "warning: ") {
+		if line == "" || strings.Contains(line, shutdownTrace) || strings.HasPrefix(line, "warning: ") || strings.Contains(line, "info: QEMU waiting for connection") {
 			continue
 		}
 		kept = append(kept, line)

@@ -57,7 +57,11 @@ func (g groups) parent() string           { return filepath.Join(g.root, groupPa
 func (g groups) path(name string) string  { return filepath.Join(g.parent(), name) }
 func (g groups) group(ref vmm.Ref) string { return g.path(g.prefix + ref.String()) }
 func memoryLimitMiB(spec vmm.Spec) int64 {
-	return int64(spec.MemoryMiB) + int64(spec.MemoryMiB)/64 + ownMemoryMiB
+	own := int64(ownMemoryMiB)
+	if spec.Template != "" {
+		own = cloneOwnMemoryMiB
+	}
+	return int64(spec.MemoryMiB) + int64(spec.MemoryMiB)/64 + own
 }
 func cpuLimitUS(spec vmm.Spec) int { return spec.VCPUs*cpuPeriodUS + ownCPUUS }
 func missing(have string) (without []string) {
@@ -90,20 +94,41 @@ func (g groups) usable() error {
 
 // limit puts a process into the group of its incarnation.
 func (g groups) limit(spec vmm.Spec, pid int) error {
+	if err := g.prepare(spec); err != nil {
+		return err
+	}
+	return set(g.group(spec.Ref), groupProcesses, strconv.Itoa(pid))
+}
+
+// prepare makes the group of an incarnation with its limits.
+func (g groups) prepare(spec vmm.Spec) error {
 	group := g.group(spec.Ref)
 	if err := g.make(group); err != nil {
 		return err
 	}
-	for _, set := range [][2]string{
-		{"memory.max", strconv.FormatInt(memoryLimitMiB(spec)<<20, 10)},
-		{"cpu.max", fmt.Sprintf("%d %d", cpuLimitUS(spec), cpuPeriodUS)},
-		{groupProcesses, strconv.Itoa(pid)},
-	} {
-		if err := os.WriteFile(filepath.Join(group, set[0]), []byte(set[1]), 0o600); err != nil {
-			return fmt.Errorf("setting a limit: %w", err)
-		}
+	if err := set(group, "memory.max", strconv.FormatInt(memoryLimitMiB(spec)<<20, 10)); err != nil {
+		return err
+	}
+	return set(group, "cpu.max", fmt.Sprintf("%d %d", cpuLimitUS(spec), cpuPeriodUS))
+}
+
+func set(group, name, value string) error {
+	if err := os.WriteFile(filepath.Join(group, name), []byte(value), 0o600); err != nil {
+		return fmt.Errorf("setting a limit: %w", err)
 	}
 	return nil
+}
+
+// open makes the group of an incarnation for a process that is to begin in it.
+func (g groups) open(spec vmm.Spec) (*os.File, error) {
+	if err := g.prepare(spec); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(g.group(spec.Ref))
+	if err != nil {
+		return nil, fmt.Errorf("opening a control group: %w", err)
+	}
+	return f, nil
 }
 
 // make makes a group with the controllers that its limits need.

@@ -73,6 +73,7 @@ func (d *Driver) status(ctx context.Context, ref vmm.Ref) (vmm.Status, error) {
 	status := vmm.Status{
 		Ref: ref, Phase: vmm.Prepared,
 		Labels: inc.spec.Spec.Labels, ConsoleLog: filepath.Join(inc.dir, fileConsole),
+		Template: inc.spec.Spec.Template != "",
 	}
 	if !inc.started {
 		return status, nil

@@ -49,7 +49,7 @@ func (d *Driver) Capabilities(ctx context.Context) (vmm.Capabilities, error) {
 	return vmm.Capabilities{
 		Driver: "qemu", Version: probed.Version,
 		Acceleration: probed.Features.Acceleration, Why: probed.Why,
-		Pause: true, GuestChannel: true,
+		Pause: true, GuestChannel: true, Snapshot: true,
 		TapNetworking: tunErr == nil && os.Geteuid() == 0,
 	}, nil
 }

@@ -21,7 +21,16 @@ import (
 
 var probeCache []byte // the probe is tested once; other roots get its result
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		for _, dir := range scratch {
+			if err := os.RemoveAll(dir); err != nil {
+				fmt.Println(err)
+			}
+		}
+		os.Exit(status)
+	}))
+}
 
 // needQEMU keeps real hypervisors out of short runs.
 func needQEMU(t *testing.T) {
@@ -129,6 +138,7 @@ func TestConformance(t *testing.T) {
 		Spec:        specOf(idleGuest),
 		Polite:      specOf(politeGuest),
 		Quits:       specOf(quittingGuest),
+		Template:    func(t *testing.T, ref vmm.Ref) vmm.Spec { return callSpec(t, ref) },
 		ConsoleText: guestText,
 		Kill: func(t *testing.T, _ vmm.Driver, s vmm.Status) {
 			if err := syscall.Kill(s.Pid, syscall.SIGKILL); err != nil {

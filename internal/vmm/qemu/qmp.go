@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -65,24 +68,65 @@ type qmpFrame struct {
 	Data  json.RawMessage `json:"data"`
 }
 
-// newQMP shakes hands on conn and owns it from then on, also when it fails.
-func newQMP(ctx context.Context, conn net.Conn) (*qmpConn, error) {
+// qmpCommand is a command whose answer has nothing in it.
+type qmpCommand struct {
+	name      string
+	arguments any
+}
+
+// newQMP shakes hands on conn, has commands executed, and owns conn from then
+// on, also when it fails. All commands are sent before the first answer is read:
+// QEMU greets long before it has time for them.
+func newQMP(ctx context.Context, conn net.Conn, commands ...qmpCommand) (*qmpConn, error) {
 	lines := bufio.NewScanner(conn)
 	lines.Buffer(make([]byte, 0, 4096), qmpFrameBytes)
 	q := &qmpConn{conn: conn, lines: lines}
-	release := q.bind(ctx)
-	frame, err := q.read()
-	release()
-	if err == nil && frame.Greeting == nil {
-		err = fmt.Errorf("waiting for the greeting: %w", errProtocol)
-	}
-	if err == nil {
-		err = q.execute(ctx, "qmp_capabilities", nil, nil)
-	}
-	if err != nil {
+	if err := q.begin(ctx, append([]qmpCommand{{"qmp_capabilities", nil}}, commands...)); err != nil {
 		return nil, errors.Join(because(ctx, err), conn.Close())
 	}
 	return q, nil
+}
+
+func (q *qmpConn) begin(ctx context.Context, commands []qmpCommand) error {
+	var requests []byte
+	for i, command := range commands {
+		request, err := encode(command.name, command.arguments, q.nextID+uint64(i)+1)
+		if err != nil {
+			return err
+		}
+		requests = append(requests, request...)
+	}
+	release := q.bind(ctx)
+	defer release()
+	frame, err := q.read()
+	if err == nil && frame.Greeting == nil {
+		err = errProtocol
+	}
+	if err != nil {
+		return fmt.Errorf("waiting for the greeting: %w", err)
+	}
+	if _, err := q.conn.Write(requests); err != nil {
+		return fmt.Errorf("sending %s: %w", commands[0].name, err)
+	}
+	for _, command := range commands {
+		q.nextID++
+		if _, err := q.answer(command.name, q.nextID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func encode(command string, arguments any, id uint64) ([]byte, error) {
+	request, err := json.Marshal(struct {
+		Execute   string `json:"execute"`
+		Arguments any    `json:"arguments,omitempty"`
+		ID        uint64 `json:"id"`
+	}{command, arguments, id})
+	if err != nil {
+		return nil, fmt.Errorf("encoding %s: %w", command, err)
+	}
+	return append(request, '\n'), nil
 }
 
 // Close ends the session; QEMU then takes the next one.
@@ -92,28 +136,62 @@ func (q *qmpConn) Close() error { return q.conn.Close() }
 // A refusal is a *QMPError and leaves the session usable; any other error,
 // the context's included, ends it.
 func (q *qmpConn) execute(ctx context.Context, command string, arguments, out any) error {
+	return q.executeWith(ctx, command, arguments, out, nil)
+}
+
+// executeWith is execute with a file whose descriptor QEMU gets along with the
+// command; nil for none.
+func (q *qmpConn) executeWith(ctx context.Context, command string, arguments, out any, file *os.File) error {
 	if q.broken != nil {
 		return q.broken
 	}
 	q.nextID++
-	id := q.nextID
-	request, err := json.Marshal(struct {
-		Execute   string `json:"execute"`
-		Arguments any    `json:"arguments,omitempty"`
-		ID        uint64 `json:"id"`
-	}{command, arguments, id})
+	request, err := encode(command, arguments, q.nextID)
 	if err != nil {
-		return fmt.Errorf("encoding %s: %w", command, err)
+		return err
 	}
 	release := q.bind(ctx)
 	defer release()
-	if _, err := q.conn.Write(append(request, '\n')); err != nil {
+	if err := q.send(request, file); err != nil {
 		return q.fail(ctx, fmt.Errorf("sending %s: %w", command, err))
 	}
+	answer, err := q.answer(command, q.nextID)
+	if refusal := (*QMPError)(nil); errors.As(err, &refusal) {
+		return err
+	}
+	if err == nil && out != nil {
+		if err = json.Unmarshal(answer, out); err != nil {
+			err = fmt.Errorf("decoding the answer to %s: %w", command, err)
+		}
+	}
+	if err != nil {
+		return q.fail(ctx, err)
+	}
+	return nil
+}
+
+func (q *qmpConn) send(request []byte, file *os.File) error {
+	if file == nil {
+		_, err := q.conn.Write(request)
+		return err
+	}
+	conn, ok := q.conn.(*net.UnixConn)
+	if !ok {
+		return fmt.Errorf("a file cannot be sent over %T: %w", q.conn, errors.ErrUnsupported)
+	}
+	n, _, err := conn.WriteMsgUnix(request, unix.UnixRights(int(file.Fd())), nil)
+	if err == nil && n < len(request) {
+		_, err = conn.Write(request[n:])
+	}
+	return err
+}
+
+// answer reads the answer to the command that was sent under id.
+func (q *qmpConn) answer(command string, id uint64) (json.RawMessage, error) {
 	for range qmpFramesSkipped {
 		frame, err := q.read()
 		if err != nil {
-			return q.fail(ctx, fmt.Errorf("waiting for the answer to %s: %w", command, err))
+			return nil, fmt.Errorf("waiting for the answer to %s: %w", command, err)
 		}
 		if frame.Event != "" {
 			q.keep(qmpEvent{frame.Event, frame.Data})
@@ -123,17 +201,42 @@ func (q *qmpConn) execute(ctx context.Context, command string, arguments, out an
 			continue // the answer to a command whose caller gave up, or noise
 		}
 		if frame.Error != nil {
-			return &QMPError{Command: command, Class: frame.Error.Class, Desc: frame.Error.Desc}
+			return nil, &QMPError{Command: command, Class: frame.Error.Class, Desc: frame.Error.Desc}
 		}
-		if out == nil {
-			return nil
-		}
-		if err := json.Unmarshal(frame.Return, out); err != nil {
-			return q.fail(ctx, fmt.Errorf("decoding the answer to %s: %w", command, err))
-		}
-		return nil
+		return frame.Return, nil
 	}
-	return q.fail(ctx, fmt.Errorf("no answer to %s in %d frames: %w", command, qmpFramesSkipped, errProtocol))
+	return nil, fmt.Errorf("no answer to %s in %d frames: %w", command, qmpFramesSkipped, errProtocol)
+}
+
+// awaitMigration reads until QEMU tells that the saving or loading of a state,
+// the only one of this session, has ended. Its events have to be enabled.
+func (q *qmpConn) awaitMigration(ctx context.Context) error {
+	release := q.bind(ctx)
+	defer release()
+	for range qmpFramesSkipped {
+		for len(q.events) > 0 {
+			event := q.events[0]
+			q.events = q.events[1:]
+			var data struct{ Status string }
+			if event.Name != "MIGRATION" || json.Unmarshal(event.Data, &data) != nil {
+				continue
+			}
+			switch data.Status {
+			case "completed":
+				return nil
+			case "failed", "cancelled":
+				return &QMPError{Command: "the migration", Class: "GenericError", Desc: data.Status}
+			}
+		}
+		frame, err := q.read()
+		if err != nil {
+			return q.fail(ctx, fmt.Errorf("waiting for the end of the migration: %w", err))
+		}
+		if frame.Event != "" {
+			q.keep(qmpEvent{frame.Event, frame.Data})
+		}
+	}
+	return q.fail(ctx, fmt.Errorf("no end of the migration in %d frames: %w", qmpFramesSkipped, errProtocol))
 }
 
 func (q *qmpConn) read() (qmpFrame, error) {

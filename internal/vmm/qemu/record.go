@@ -27,12 +27,16 @@ const (
 	sockQMP     = "qmp.sock"
 	sockGuest   = "guest.sock"
 	sockConsole = "console.sock"
+	sockCall    = "call.sock"
+	fileMemory  = "memory"  // of a guest that is to become a template
+	fileDevices = "devices" // its state, while it is being saved
 )
 
 type specRecord struct {
 	Ref    vmm.Ref
 	UUID   string // on QEMU's command line; proves that a process is ours
 	Spec   vmm.Spec
+	Clone  bool `json:",omitempty"` // of Spec.Template, which else is to be built
 	Format int
 }
 
@@ -145,8 +149,8 @@ func writeJSON(path string, value any, durable bool) error {
 	return nil
 }
 
-// markStarted writes the marker, durably; ErrStarted when it is there already,
-// whoever wrote it.
+// markStarted writes the marker, durably unless inc is a clone; ErrStarted when
+// it is there already, whoever wrote it.
 func markStarted(inc *incarnation, mark startedRecord) error {
 	text, err := json.Marshal(mark)
 	if err != nil {
@@ -160,11 +164,15 @@ func markStarted(inc *incarnation, mark startedRecord) error {
 		return fmt.Errorf("marking %s as started: %w", inc.ref, err)
 	}
 	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = syncDir(inc.dir)
+	if durable := !inc.spec.Clone; durable {
+		if err == nil {
+			err = f.Sync()
+		}
+		if err = errors.Join(err, f.Close()); err == nil {
+			err = syncDir(inc.dir)
+		}
+	} else {
+		err = errors.Join(err, f.Close())
 	}
 	if err != nil {
 		return fmt.Errorf("marking %s as started: %w", inc.ref, err)

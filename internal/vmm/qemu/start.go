@@ -16,70 +16,91 @@ import (
 	"github.com/blixard/blixard/internal/vmm"
 )
 
-// execWithin bounds the wait for a spawned process to show its command line.
-const execWithin = 2 * time.Second
-
 // Start implements vmm.Driver.
 func (d *Driver) Start(ctx context.Context, spec vmm.Spec) error {
 	ref := spec.Ref
-	if err := ref.Check(); err != nil {
-		return err
-	}
-	release, err := d.takeTurn(ctx, ref, changing)
+	release, err := d.beginStart(ctx, ref)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if inc, err := d.load(ref); err == nil && inc.started {
-		return fmt.Errorf("%s: %w", ref, vmm.ErrStarted)
-	} else if err != nil && !errors.Is(err, vmm.ErrNotFound) {
-		return err
-	}
 	if err := check(spec); err != nil {
 		return err
+	}
+	if spec.Template != "" {
+		return d.startTemplate(ctx, spec)
 	}
 	probed, err := d.probe(ctx)
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", ref, err)
 	}
-	inc, err := d.prepare(spec)
+	inc, err := d.prepare(specRecord{Spec: spec})
 	if err != nil {
 		return fmt.Errorf("preparing %s: %w", ref, err)
 	}
-	p, err := d.spawn(inc, append([]string{d.options.Binary}, arguments(inc.spec, probed.Features)...))
+	p, err := d.spawn(inc, arguments(inc.spec, probed.Features))
 	if err != nil {
 		return fmt.Errorf("starting %s: %w", ref, err)
 	}
-	d.limit(inc, p)
 	if err := d.settle(ctx, inc, p); err != nil {
-		// It must not run on unnoticed, also when the caller has gone.
-		killCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
-		defer cancel()
-		return fmt.Errorf("starting %s: %w", ref, errors.Join(err, d.kill(killCtx, p)))
+		return d.giveUp(ctx, inc, p, err)
 	}
 	d.log.Info("started vm", "instance", ref.Instance, "generation", ref.Generation, "pid", p.pid, "acceleration", probed.Features.Acceleration)
 	return nil
 }
 
-// prepare makes the directory with the specification in it.
-func (d *Driver) prepare(spec vmm.Spec) (*incarnation, error) {
+// beginStart has the caller be the only one who changes ref, which was never
+// started.
+func (d *Driver) beginStart(ctx context.Context, ref vmm.Ref) (release func(), err error) {
+	if err := ref.Check(); err != nil {
+		return nil, err
+	}
+	release, err = d.takeTurn(ctx, ref, changing)
+	if err != nil {
+		return nil, err
+	}
+	inc, err := d.load(ref)
+	if err == nil && inc.started {
+		err = fmt.Errorf("%s: %w", ref, vmm.ErrStarted)
+	}
+	if err != nil && !errors.Is(err, vmm.ErrNotFound) {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// giveUp ends what was spawned and could not be brought to work: it must not run
+// on unnoticed, also when the caller has gone.
+func (d *Driver) giveUp(ctx context.Context, inc *incarnation, p *process, why error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+	defer cancel()
+	return fmt.Errorf("starting %s: %w", inc.ref, errors.Join(why, d.kill(ctx, p)))
+}
+
+// prepare makes the directory with the specification in it, durably unless it is
+// a clone's.
+func (d *Driver) prepare(record specRecord) (*incarnation, error) {
 	uuid, err := newUUID()
 	if err != nil {
 		return nil, err
 	}
-	inc := &incarnation{ref: spec.Ref, dir: d.dir(spec.Ref), spec: specRecord{Ref: spec.Ref, UUID: uuid, Spec: spec, Format: 1}}
+	record.Ref, record.UUID, record.Format = record.Spec.Ref, uuid, 1
+	inc := &incarnation{ref: record.Ref, dir: d.dir(record.Ref), spec: record}
 	if err := os.MkdirAll(inc.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("creating its directory: %w", err)
 	}
-	if err := syncDir(filepath.Dir(inc.dir)); err != nil {
-		return nil, err
+	if !record.Clone {
+		if err := syncDir(filepath.Dir(inc.dir)); err != nil {
+			return nil, err
+		}
 	}
-	return inc, writeJSON(filepath.Join(inc.dir, fileSpec), inc.spec, true)
+	return inc, writeJSON(filepath.Join(inc.dir, fileSpec), record, !record.Clone)
 }
 
-// spawn marks inc started and makes the process; from the mark on there is no
-// second try.
-func (d *Driver) spawn(inc *incarnation, argv []string) (*process, error) {
+// spawn marks inc started and makes the process, which gets files as its
+// descriptors from 3 on; from the mark on there is no second try.
+func (d *Driver) spawn(inc *incarnation, arguments []string, files ...*os.File) (*process, error) {
 	if err := markStarted(inc, startedRecord{BootID: d.boot, StartedAtUnixMS: time.Now().UnixMilli()}); err != nil {
 		return nil, err
 	}
@@ -101,18 +122,33 @@ func (d *Driver) spawn(inc *incarnation, argv []string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	proc, err := os.StartProcess(binary, argv, &os.ProcAttr{
+	pidfd := -1
+	attributes := &os.ProcAttr{
 		Dir: inc.dir,
 		// An overlay of a disk is a file that QEMU makes in TMPDIR and unlinks at
 		// once; if it dies in between, the file goes with the directory.
 		Env:   []string{"PATH=" + os.Getenv("PATH"), "LANG=C", "TMPDIR=" + inc.dir},
-		Files: []*os.File{null, log, log},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
+		Files: append([]*os.File{null, log, log}, files...),
+		Sys:   &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	}
+	group := d.openGroup(inc)
+	if group != nil {
+		defer group.Close() // it was only read
+		attributes.Sys.UseCgroupFD, attributes.Sys.CgroupFD = true, int(group.Fd())
+	}
+	argv := append([]string{d.options.Binary}, arguments...)
+	proc, err := os.StartProcess(binary, argv, attributes)
+	if err != nil && group != nil { // Linux before 5.7 cannot begin a process in a group
+		attributes.Sys.UseCgroupFD = false
+		proc, err = os.StartProcess(binary, argv, attributes)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("spawning %s: %w", binary, err)
 	}
 	pid := proc.Pid
+	if pidfd < 0 {
+		return nil, fmt.Errorf("spawning %s: the kernel is too old for pidfds, Linux 5.4 is needed", binary)
+	}
 	if err := proc.Release(); err != nil { // the watch waits for it
 		return nil, fmt.Errorf("releasing process %d: %w", pid, err)
 	}
@@ -122,21 +158,12 @@ func (d *Driver) spawn(inc *incarnation, argv []string) (*process, error) {
 		return nil, err
 	}
 	inc.process = &processRecord{Pid: pid, StartTicks: stat.startTicks, BootID: d.boot}
-	// The kernel tells us that exec has succeeded a moment before the new command
-	// line can be read; under load that moment is long enough to be seen.
-	p, err := identify(inc, pid, stat.startTicks)
-	for deadline := time.Now().Add(execWithin); p == nil && err == nil && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-		p, err = identify(inc, pid, stat.startTicks)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if p == nil {
-		return nil, fmt.Errorf("process %d is not the one just spawned", pid)
-	}
+	p := &process{ref: inc.ref, dir: inc.dir, pid: pid, pidfd: pidfd, child: true, gone: make(chan struct{})}
 	if p, err = d.watch.add(p); err != nil {
 		return nil, err
+	}
+	if group != nil && !attributes.Sys.UseCgroupFD {
+		d.limit(inc, p)
 	}
 	if err := writeJSON(filepath.Join(inc.dir, fileProcess), inc.process, false); err != nil {
 		return p, errors.Join(err, d.kill(context.Background(), p))
@@ -168,6 +195,12 @@ func (d *Driver) settle(ctx context.Context, inc *incarnation, p *process) error
 	if err == nil && len(inc.process.Ports) > 0 {
 		err = writeJSON(filepath.Join(inc.dir, fileProcess), inc.process, false)
 	}
+	return whyNot(ctx, p, err)
+}
+
+// whyNot has the end of a process that was just spawned explain the error that
+// it came with.
+func whyNot(ctx context.Context, p *process, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -176,7 +209,7 @@ func (d *Driver) settle(ctx context.Context, inc *incarnation, p *process) error
 	}
 	select {
 	case <-p.gone:
-		return fmt.Errorf("QEMU ended at once: %s", explainStart(readReason(inc.dir)))
+		return fmt.Errorf("QEMU ended at once: %s", explainStart(readReason(p.dir)))
 	default:
 		return err
 	}

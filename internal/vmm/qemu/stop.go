@@ -98,6 +98,7 @@ func (d *Driver) Remove(ctx context.Context, ref vmm.Ref) error {
 		return err
 	}
 	defer release()
+	defer d.dropHeld(ref)
 	inc, err := d.load(ref)
 	if errors.Is(err, vmm.ErrNotFound) {
 		return nil
@@ -121,8 +122,10 @@ func (d *Driver) Remove(ctx context.Context, ref vmm.Ref) error {
 	if err := os.Rename(inc.dir, trash); err != nil {
 		return fmt.Errorf("removing %s: %w", ref, err)
 	}
-	if err := syncDir(filepath.Dir(inc.dir)); err != nil {
-		return fmt.Errorf("removing %s: %w", ref, err)
+	if !inc.spec.Clone { // which is nothing after a restart of the machine, there or not
+		if err := syncDir(filepath.Dir(inc.dir)); err != nil {
+			return fmt.Errorf("removing %s: %w", ref, err)
+		}
 	}
 	if err := os.RemoveAll(trash); err != nil {
 		return fmt.Errorf("removing %s: %w", ref, err)
@@ -176,7 +179,18 @@ func (d *Driver) running(ref vmm.Ref) (*process, error) {
 func (d *Driver) Pause(ctx context.Context, ref vmm.Ref) error { return d.command(ctx, ref, "stop") }
 
 // Resume implements vmm.Pauser.
-func (d *Driver) Resume(ctx context.Context, ref vmm.Ref) error { return d.command(ctx, ref, "cont") }
+func (d *Driver) Resume(ctx context.Context, ref vmm.Ref) error {
+	if err := d.command(ctx, ref, "cont"); err != nil {
+		return err
+	}
+	// From now on the guest can make QEMU tell things that nobody reads.
+	release, err := d.takeTurn(ctx, ref, controlling)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return d.dropControl(ref)
+}
 
 func (d *Driver) command(ctx context.Context, ref vmm.Ref, command string) error {
 	if _, err := d.running(ref); err != nil {
@@ -196,6 +210,13 @@ func (d *Driver) control(ctx context.Context, ref vmm.Ref, use func(*qmpConn) er
 		return err
 	}
 	defer release()
+	if q := d.heldControl(ref); q != nil {
+		err := use(q)
+		if q.broken != nil {
+			err = errors.Join(err, d.dropControl(ref))
+		}
+		return err
+	}
 	conn, err := dial(ctx, d.dir(ref), sockQMP)
 	if err != nil {
 		return err
@@ -219,9 +240,33 @@ func (d *Driver) DialConsole(ctx context.Context, ref vmm.Ref) (net.Conn, error)
 	return d.dialSocket(ctx, ref, sockConsole)
 }
 
+// DialCall implements vmm.Channels. A second connection waits, silent, until the
+// first is closed.
+func (d *Driver) DialCall(ctx context.Context, ref vmm.Ref) (net.Conn, error) {
+	inc, err := d.load(ref)
+	if err != nil {
+		return nil, err
+	}
+	if !inc.spec.Spec.CallPort {
+		return nil, fmt.Errorf("%s has no call port: %w", ref, vmm.ErrInvalid)
+	}
+	if _, err := d.running(ref); err != nil {
+		return nil, err
+	}
+	if conn := d.takeCall(ref); conn != nil {
+		return conn, nil
+	}
+	return dial(ctx, inc.dir, sockCall)
+}
+
 func (d *Driver) dialSocket(ctx context.Context, ref vmm.Ref, socket string) (net.Conn, error) {
 	if _, err := d.running(ref); err != nil {
 		return nil, err
+	}
+	if inc, err := d.load(ref); err != nil {
+		return nil, err
+	} else if inc.spec.Spec.Template != "" {
+		return nil, fmt.Errorf("%s is of a template and has only its call port: %w", ref, vmm.ErrInvalid)
 	}
 	return dial(ctx, d.dir(ref), socket)
 }

@@ -172,3 +172,15 @@ func TestIdentifyRefusesStrangers(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestAddressesOfASubnet(t *testing.T) {
+	for subnet, want := range map[string]string{
+		"10.0.2.0/24":     ",host=10.0.2.2,dns=10.0.2.3,dhcpstart=10.0.2.15",
+		"10.64.32.0/19":   ",host=10.64.32.2,dns=10.64.32.3,dhcpstart=10.64.32.15",
+		"192.168.1.96/27": ",host=192.168.1.98,dns=192.168.1.99,dhcpstart=192.168.1.111",
+	} {
+		if got := addressesOf(subnet); got != want {
+			t.Errorf("%s: %s, want %s", subnet, got, want)
+		}
+	}
+}

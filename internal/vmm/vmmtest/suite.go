@@ -38,6 +38,10 @@ type Options struct {
 	Polite func(t *testing.T, ref vmm.Ref) vmm.Spec
 	// Quits is a guest that shuts down by itself; nil if there is none.
 	Quits func(t *testing.T, ref vmm.Ref) vmm.Spec
+	// Template is a guest that can be saved, for a driver that is a vmm.Cloner; nil
+	// if it is none. On its call port it takes lines: "set <text>" is answered "ok",
+	// "get" with the text that was set last, first "".
+	Template func(t *testing.T, ref vmm.Ref) vmm.Spec
 	// ConsoleText is what the guest of Spec writes to its console; "" leaves
 	// consoles out.
 	ConsoleText string
@@ -72,6 +76,13 @@ func Suite(t *testing.T, o Options) {
 		{"GuestShutsDown", guestShutsDown},
 		{"Console", console},
 		{"CanceledStart", canceledStart},
+		{"Clones", clones},
+		{"ClonesAcrossReopen", clonesAcrossReopen},
+		{"TemplatesTravel", templatesTravel},
+		{"WrongClones", wrongClones},
+		{"WrongSnapshots", wrongSnapshots},
+		{"AbandonedTemplate", abandonedTemplate},
+		{"CanceledClone", canceledClone},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, o) })
 	}
@@ -92,6 +103,10 @@ func capabilities(t *testing.T, o Options) {
 	_, pauses := d.(vmm.Pauser)
 	if c.Pause != pauses {
 		t.Errorf("Pause is %t, being a Pauser %t", c.Pause, pauses)
+	}
+	_, clones := d.(vmm.Cloner)
+	if c.Snapshot != clones {
+		t.Errorf("Snapshot is %t, being a Cloner %t", c.Snapshot, clones)
 	}
 }
 
