@@ -17,7 +17,15 @@ import (
 	"github.com/blixard/blixard/internal/guest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("os/signal.loop")) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("os/signal.loop"), goleak.Cleanup(func(code int) {
+		if err := os.RemoveAll(nixRoot); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+		os.Exit(code)
+	}))
+}
 
 // serveAgent runs the agent as a service of this machine and connects to it. It
 // reaps all children of the process, so there may be one at a time.

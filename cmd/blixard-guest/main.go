@@ -28,16 +28,20 @@ import (
 var version = "dev"
 
 func main() {
-	if len(os.Args) > 1 {
+	init := os.Getpid() == 1
+	// The kernel gives its init the words of its command line that it does not know.
+	if len(os.Args) > 1 && !init {
 		fmt.Printf("blixard-guest %s\nRuns as PID 1 or as a service of a Blixard guest; it takes no arguments.\n", version)
 		if os.Args[1] == "version" || os.Args[1] == "--version" || os.Args[1] == "--help" || os.Args[1] == "-h" {
 			return
 		}
 		os.Exit(2)
 	}
-	init := os.Getpid() == 1
 	if init {
 		boot()
+		if functionRole() {
+			serveFunction()
+		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()

@@ -78,10 +78,14 @@ func (r *reaper) start(args, env []string, dir string, files []uintptr, tty bool
 	if err != nil {
 		return nil, err
 	}
-	attributes := &syscall.ProcAttr{
+	return r.spawn(path, args, &syscall.ProcAttr{
 		Dir: dir, Env: env, Files: files,
 		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: tty},
-	}
+	})
+}
+
+// spawn runs a program; attributes should give it a session of its own.
+func (r *reaper) spawn(path string, args []string, attributes *syscall.ProcAttr) (*process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	pid, err := syscall.ForkExec(path, args, attributes)

@@ -75,6 +75,27 @@ func isStatic(path string) bool {
 	return !slices.ContainsFunc(file.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 }
 
+// interpreterOf is the program that the kernel starts instead of a dynamically
+// linked one.
+func interpreterOf(path string) (string, error) {
+	file, err := elf.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("reading the program %s: %w", path, err)
+	}
+	defer file.Close()
+	for _, p := range file.Progs {
+		if p.Type != elf.PT_INTERP {
+			continue
+		}
+		name, err := io.ReadAll(io.LimitReader(p.Open(), 4096))
+		if err != nil {
+			return "", fmt.Errorf("reading the program %s: %w", path, err)
+		}
+		return string(bytes.TrimRight(name, "\x00")), nil
+	}
+	return "", fmt.Errorf("the program %s is not linked dynamically: %w", path, ErrInvalid)
+}
+
 func firstFile(what, how string, candidates []string) (string, error) {
 	for _, path := range candidates {
 		if readable(path) {

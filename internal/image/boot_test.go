@@ -22,7 +22,7 @@ import (
 
 // buildGuest compiles the guest agent once per test binary and points the
 // store to it.
-func buildGuest(t *testing.T) {
+func buildGuest(t testing.TB) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "blixard-guest")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "github.com/blixard/blixard/cmd/blixard-guest")

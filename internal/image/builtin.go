@@ -32,6 +32,10 @@ type parts struct {
 }
 
 func (s Store) parts(ctx context.Context) (parts, error) {
+	return s.partsWith(ctx, guestModules, vsockModules)
+}
+
+func (s Store) partsWith(ctx context.Context, early, vsock []string) (parts, error) {
 	a, err := s.assets()
 	if err != nil {
 		return parts{}, err
@@ -49,10 +53,10 @@ func (s Store) parts(ctx context.Context) (parts, error) {
 		return parts{}, err
 	}
 	p := parts{assets: a, agent: agent}
-	if p.early, err = resolve(ctx, index, guestModules); err != nil {
+	if p.early, err = resolve(ctx, index, early); err != nil {
 		return parts{}, err
 	}
-	if p.vsock, err = resolve(ctx, index, vsockModules); err != nil {
+	if p.vsock, err = resolve(ctx, index, vsock); err != nil {
 		return parts{}, err
 	}
 	return p, nil

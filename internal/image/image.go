@@ -57,6 +57,7 @@ type Bundle struct {
 type Disk struct {
 	Path   string
 	Format string // raw, qcow2
+	Digest string // SHA-256 of the file's content, for disks of runtimes; else ""
 }
 
 // Store keeps bundles below Root. The zero values of the other fields are the
