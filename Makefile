@@ -12,7 +12,8 @@ FUZZTIME ?= 10s
 # Tests that boot real guests take their time on few cores.
 TESTTIME ?= 20m
 TESTFLAGS ?=
-# What `make bench` measures, as scripts/bench takes it; empty: everything.
+# What `make bench` measures, as scripts/bench takes it (make bench-functions:
+# scripts/bench-functions); empty: everything.
 BENCHFLAGS ?=
 # What `make soak` and `make mutants` take.
 SOAKFLAGS ?=
@@ -28,13 +29,14 @@ BUILD := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 
 .PHONY: help
 help: ## show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build bin/blixard and bin/blixard-guest, static and stripped
+build: ## build bin/blixard, bin/blixard-guest and bin/blixard-guest-wasm, static and stripped
 	@mkdir -p bin
 	$(BUILD) -ldflags '-s -w -buildid= -X main.version=$(VERSION)' -o bin/blixard ./cmd/blixard
 	$(BUILD) -ldflags '-s -w -buildid=' -o bin/blixard-guest ./cmd/blixard-guest
+	$(BUILD) -ldflags '-s -w -buildid=' -o bin/blixard-guest-wasm ./cmd/blixard-guest-wasm
 
 .PHONY: setup
 setup: ## install what is missing on this machine (QEMU, a kernel for the guests, …)
@@ -66,6 +68,10 @@ bench: build ## measure against the numbers aimed at; JSON on stdout, words on s
 	@test -x scripts/bench || { echo "bench: scripts/bench is not there" >&2; exit 1; }
 	@scripts/bench $(BENCHFLAGS)
 
+.PHONY: bench-functions
+bench-functions: setup build ## measure calls of functions, cold and warm; one line of JSON on stdout
+	@scripts/bench-functions $(BENCHFLAGS)
+
 .PHONY: lint
 lint: bin/golangci-lint-$(GOLANGCI_LINT_VERSION) ## golangci-lint with .golangci.yml (the first time builds it: 5 minutes)
 	$< run ./...
@@ -87,4 +93,4 @@ fuzz: ## each fuzz target for FUZZTIME (10s)
 
 .PHONY: clean
 clean: ## delete what was built
-	rm -rf bin/blixard bin/blixard-guest dist
+	rm -rf bin/blixard bin/blixard-guest bin/blixard-guest-wasm dist

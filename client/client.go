@@ -84,19 +84,22 @@ type Client struct {
 
 // endpoint is one node.
 type endpoint struct {
-	url     string
-	plain   *http.Client // for unary calls and plain HTTP
-	rpc     *connect.Client
-	streams *connect.Client
-	vms     blixardv1connect.VMServiceClient
-	cluster blixardv1connect.ClusterServiceClient
-	events  blixardv1connect.EventServiceClient
-	images  blixardv1connect.ImageServiceClient
-	system  blixardv1connect.SystemServiceClient
+	url       string
+	plain     *http.Client // for unary calls and plain HTTP
+	rpc       *connect.Client
+	streams   *connect.Client
+	vms       blixardv1connect.VMServiceClient
+	cluster   blixardv1connect.ClusterServiceClient
+	events    blixardv1connect.EventServiceClient
+	images    blixardv1connect.ImageServiceClient
+	system    blixardv1connect.SystemServiceClient
+	functions blixardv1connect.FunctionServiceClient
+	access    blixardv1connect.AccessServiceClient
 	// The following stream.
 	watch  blixardv1connect.EventServiceClient
 	member blixardv1connect.ClusterServiceClient
 	guest  blixardv1connect.GuestServiceClient
+	invoke blixardv1connect.FunctionServiceClient
 }
 
 // New returns a Client. Nothing is dialled yet.
@@ -175,9 +178,12 @@ func newEndpoint(url string, unary *http.Client, calls connecthttp.HTTPClient, s
 	e.events = blixardv1connect.NewEventServiceClient(e.rpc)
 	e.images = blixardv1connect.NewImageServiceClient(e.rpc)
 	e.system = blixardv1connect.NewSystemServiceClient(e.rpc)
+	e.functions = blixardv1connect.NewFunctionServiceClient(e.rpc)
+	e.access = blixardv1connect.NewAccessServiceClient(e.rpc)
 	e.watch = blixardv1connect.NewEventServiceClient(e.streams)
 	e.member = blixardv1connect.NewClusterServiceClient(e.streams)
 	e.guest = blixardv1connect.NewGuestServiceClient(e.streams)
+	e.invoke = blixardv1connect.NewFunctionServiceClient(e.streams)
 	return e
 }
 

@@ -60,6 +60,7 @@ func (f *serverFlags) bind(cmd *cobra.Command) {
 	str("advertise", "host:port where other nodes reach this one (default: --listen)", func(c *config.Config) *string { return &c.Cluster.Advertise })
 	str("publish-address", "IP that published ports of instances are bound to (default: the host of --advertise)", func(c *config.Config) *string { return &c.Network.PublishAddress })
 	str("zone", "availability zone of this node", func(c *config.Config) *string { return &c.Cluster.Zone })
+	str("gateway-listen", "host:port for HTTP triggers and function URLs alone; --listen serves them, too", func(c *config.Config) *string { return &c.Functions.GatewayListen })
 	str("log-level", "debug, info, warn or error", func(c *config.Config) *string { return &c.Cluster.LogLevel })
 	str("log-format", "json or text", func(c *config.Config) *string { return &c.Cluster.LogFormat })
 	str("log-file", "file to append the log to (default: stderr)", func(c *config.Config) *string { return &c.Cluster.LogFile })
@@ -73,6 +74,7 @@ func (f *serverFlags) bind(cmd *cobra.Command) {
 	join := fl.StringSlice("join", nil, "members of the cluster to join when this node belongs to none (host:port)")
 	labels := fl.StringSlice("label", nil, "label of this node (key=value, repeatable)")
 	roles := fl.StringSlice("roles", nil, "roles of this node (default: hypervisor)")
+	noAuth := fl.Bool("insecure-no-auth", false, "let the Lambda API be used without signatures, on loopback only")
 	witness := fl.Bool("witness", false, "vote, but run nothing")
 	fl.StringVar(&f.capacityMemory, "capacity-memory", "", "memory offered to instances, such as 8G (default: what the machine has)")
 	f.set = append(f.set, func(c *config.Config) error {
@@ -81,6 +83,9 @@ func (f *serverFlags) bind(cmd *cobra.Command) {
 		}
 		if fl.Changed("roles") {
 			c.Cluster.Roles = *roles
+		}
+		if fl.Changed("insecure-no-auth") {
+			c.Functions.InsecureNoAuth = *noAuth
 		}
 		if fl.Changed("witness") {
 			c.Cluster.Witness = *witness

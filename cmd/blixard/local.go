@@ -82,13 +82,21 @@ func (f *follower) tell(changes []state.Change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i := range changes {
-		if inst, ok := changes[i].Object.(*blixard.Instance); ok {
-			if l := f.of[inst.Node]; l != nil {
+		switch o := changes[i].Object.(type) {
+		case *blixard.Instance:
+			if l := f.of[o.Node]; l != nil {
+				l.touch(changes[i].Index)
+			}
+		case *blixard.Function, *blixard.FunctionVersion, *blixard.FunctionSlots, *blixard.Node:
+			if l := f.of[functionsOf]; l != nil {
 				l.touch(changes[i].Index)
 			}
 		}
 	}
 }
+
+// functionsOf stands for the dispatcher among the agents: no node has that name.
+const functionsOf blixard.NodeName = "*"
 
 // localCluster is the replica as an agent of this process sees it.
 type localCluster struct {

@@ -16,10 +16,12 @@ func main() { os.Exit(run()) }
 func run() int {
 	return cli.Run(context.Background(), cli.Env{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Version: release(),
-		Extra:        []*cobra.Command{serverCommand(), initCommand(), watchdogCommand(), simCommand()},
-		ClusterExtra: []*cobra.Command{clusterInitCommand(), clusterJoinCommand(), clusterRecoverCommand()},
-		Doctor:       doctorChecks(),
-		PackImage:    packImage,
-		EndNode:      endNode,
+		Extra:          []*cobra.Command{serverCommand(), initCommand(), watchdogCommand(), simCommand()},
+		ClusterExtra:   []*cobra.Command{clusterInitCommand(), clusterJoinCommand(), clusterRecoverCommand()},
+		Doctor:         doctorChecks(),
+		PackImage:      packImage,
+		PackCode:       packCode,
+		LocalFunctions: openLocal,
+		EndNode:        endNode,
 	}, os.Args[1:])
 }

@@ -66,9 +66,10 @@ type node struct {
 	api   *api.Handler
 	close []func() error
 
-	driver  vmm.Driver
-	removed atomic.Pointer[string] // why this node is no member any more
-	gone    chan struct{}          // closed then
+	driver    vmm.Driver
+	functions *functions
+	removed   atomic.Pointer[string] // why this node is no member any more
+	gone      chan struct{}          // closed then
 }
 
 // runNode opens what the data directory holds and serves until ctx ends.
@@ -200,6 +201,9 @@ func (n *node) open() error {
 	if err := n.openAgent(); err != nil {
 		return err
 	}
+	if err := n.openFunctions(); err != nil {
+		return err
+	}
 	n.http = api.NewServer(n.handler())
 	n.http.ErrorLog = slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)
 	return nil
@@ -272,6 +276,7 @@ func (n *node) handler() http.Handler {
 	n.api = api.New(api.Options{
 		Backend: backend{n.srv}, Guests: n.agent, Images: imageStore{n.images()}, Peers: n.client, Release: release(), Log: n.log,
 		Token: func() string { return token }, Defaults: n.cfg.MicroVM.SpecDefaults(),
+		Functions: functionAPI{n.functions}, Code: n.functions.codes, Keys: accessKeys{backend{n.srv}}, Edge: n.functions.edge(),
 	})
 	rpc := connect.NewServer()
 	n.tr.Register(rpc)
@@ -286,11 +291,25 @@ func (n *node) handler() http.Handler {
 		}
 		inner.ServeHTTP(w, r)
 	})
+	peerFunctions := n.functions.peerHandler()
+	mux.HandleFunc("/peer/v1/", func(w http.ResponseWriter, r *http.Request) {
+		if !hmac.Equal([]byte(r.Header.Get("Authorization")), peerAuth) {
+			http.Error(w, "this is for members of the cluster only", http.StatusUnauthorized)
+			return
+		}
+		peerFunctions.ServeHTTP(w, r)
+	})
 	if n.cfg.Monitoring.MetricsEnabled {
 		mux.Handle("GET /metrics", promhttp.HandlerFor(n.reg, promhttp.HandlerOpts{}))
 	}
 	mux.Handle("/", n.api)
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if n.functions.gateway.OwnsHost(r.Host) { // a function's URL: all paths are the function's
+			n.functions.gateway.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // client reaches another node on behalf of a user or of this node's agent.
@@ -321,6 +340,9 @@ func (n *node) serve(ctx context.Context, listener net.Listener) error {
 	}
 	if n.cfg.MicroVM.SimulatedNodes > 0 {
 		group.Go(func() error { return n.simulate(ctx, n.cfg.MicroVM.SimulatedNodes) })
+	}
+	if err := n.functions.run(ctx, group); err != nil {
+		group.Go(func() error { return err })
 	}
 	n.debugServer(ctx, group)
 	group.Go(func() error {
@@ -358,6 +380,7 @@ func (n *node) stop() {
 		}
 		done()
 	}
+	n.functions.drain()
 	if err := n.http.Close(); err != nil {
 		n.log.Debug("closing connections", "error", err)
 	}
@@ -375,7 +398,7 @@ func (n *node) begin(ctx context.Context) error {
 		}
 		if err == nil {
 			_, err = n.srv.Propose(ctx, state.Envelope{Actor: "blixard", Command: &state.Batch{Commands: []state.Command{
-				&state.Bootstrap{ClusterID: n.id.ClusterID, Name: n.cfg.Cluster.Name, Secret: n.id.Secret, RaftID: n.id.RaftID, Node: identityOf(n.cfg)},
+				&state.Bootstrap{ClusterID: n.id.ClusterID, Name: n.cfg.Cluster.Name, Secret: n.id.Secret, RaftID: n.id.RaftID, Node: identityOf(n.cfg), FeatureLevel: blixard.FeatureLevel},
 				&state.CreateToken{Token: firstToken(n.id)},
 			}}})
 		}

@@ -197,7 +197,8 @@ type Agent struct {
 	locals       map[converge.Ref]*local
 	attached     map[converge.Ref]network.Attachment
 	lease        converge.LeaseBook
-	leaseKept    bool // the lease file names something
+	leaseKept    bool     // the lease file names something
+	under        []string // directories that Guard was called with; replaced, never changed
 	pending      map[converge.Ref]*converge.Observation
 	ending       bool // no more effects begin
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -308,6 +309,39 @@ func TestFormerMembersSingletonsEnd(t *testing.T) {
 	}
 }
 
+// TestGuardOutlivesTheDaemon: what works below a guarded directory is watched
+// over by the next daemon, too, and ended when that is another member.
+func TestGuardOutlivesTheDaemon(t *testing.T) {
+	top := t.TempDir()
+	left := exec.Command("sleep", "1000")
+	left.Dir = filepath.Join(top, "one")
+	if err := os.Mkdir(left.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n := newNode(t, func(o *Options) { o.Membership = "blx/3" })
+	n.until("there is a lease", n.agent.MayRun)
+	n.agent.Guard(top)
+	if err := left.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	n.start()
+	n.until("there is a lease again", n.agent.MayRun)
+	n.until("it is in the new daemon's record", func() bool {
+		r, err := readLease(n.options.DataDir)
+		return err == nil && len(r.Under) == 1 && r.Under[0] == top
+	})
+	if _, err := startTicks(left.Process.Pid); err != nil {
+		t.Errorf("what a former daemon has left was killed under a lease: %v", err)
+	}
+	n.stop()
+	n.options.Membership = "blx/7"
+	n.start()
+	if err := left.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("a former member's process ended with %v", err)
+	}
+}
+
 func TestOrphansAreRemoved(t *testing.T) {
 	n := newNode(t, nil)
 	web := n.cluster.place("web", 1, blixard.VMSpec{})
@@ -530,16 +564,26 @@ func TestWatchdog(t *testing.T) {
 	victim, spared := exec.Command("sleep", "1000"), exec.Command("sleep", "1000")
 	hidden := exec.Command("sleep", "1000")
 	hidden.Dir = t.TempDir()
-	for _, c := range []*exec.Cmd{victim, spared, hidden} {
+	below, beside := exec.Command("sleep", "1000"), exec.Command("sleep", "1000")
+	top := filepath.Join(t.TempDir(), "functions")
+	below.Dir, beside.Dir = filepath.Join(top, "one"), top+"-not"
+	for _, dir := range []string{below.Dir, beside.Dir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []*exec.Cmd{victim, spared, hidden, below, beside} {
 		if err := c.Start(); err != nil {
 			t.Fatal(err)
 		}
 	}
 	defer func() {
-		if err := errors.Join(spared.Process.Kill()); err != nil {
-			t.Error(err)
+		for _, c := range []*exec.Cmd{spared, beside} {
+			if err := c.Process.Kill(); err != nil {
+				t.Error(err) // another process was killed
+			}
+			c.Wait() // it was killed
 		}
-		spared.Wait() // it was killed
 	}()
 	ticks, err := startTicks(victim.Process.Pid)
 	if err != nil {
@@ -552,15 +596,15 @@ func TestWatchdog(t *testing.T) {
 	n := newNode(t, nil)
 	n.stop()
 	now := bootTime().Milliseconds()
-	record := fmt.Sprintf(`{"boot_id":%q,"until_ms":%d,"kill_ms":%d,"targets":[{"pid":%d,"start_ticks":%d},{"pid":%d,"start_ticks":%d}],"pending":[%q]}`,
-		bootID(), now+2000, now+1000, victim.Process.Pid, ticks, spared.Process.Pid, other+1, hidden.Dir)
+	record := fmt.Sprintf(`{"boot_id":%q,"until_ms":%d,"kill_ms":%d,"targets":[{"pid":%d,"start_ticks":%d},{"pid":%d,"start_ticks":%d}],"pending":[%q],"under":[%q]}`,
+		bootID(), now+2000, now+1000, victim.Process.Pid, ticks, spared.Process.Pid, other+1, hidden.Dir, top)
 	if err := replaceFile(leasePath(n.options.DataDir), []byte(record)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- Watchdog(ctx, n.options.DataDir) }()
-	for _, c := range []*exec.Cmd{victim, hidden} {
+	for _, c := range []*exec.Cmd{victim, hidden, below} {
 		if err := c.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 			t.Errorf("%v", err)
 		}
@@ -568,8 +612,10 @@ func TestWatchdog(t *testing.T) {
 	if late := bootTime().Milliseconds() - now; late < 1000 || late > 2000 {
 		t.Errorf("killed after %d ms of a lease of 2,000 ms", late)
 	}
-	if _, err := startTicks(spared.Process.Pid); err != nil {
-		t.Errorf("another process was killed: %v", err)
+	for _, c := range []*exec.Cmd{spared, beside} {
+		if _, err := startTicks(c.Process.Pid); err != nil {
+			t.Errorf("another process was killed: %v", err)
+		}
 	}
 	// A second watchdog leaves at once; the first with its work.
 	if err := Watchdog(ctx, n.options.DataDir); err != nil {

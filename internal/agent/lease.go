@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -98,6 +99,9 @@ func (a *Agent) noticeSilence() {
 // guarded tells whether anything here may run under a lease only. Callers hold
 // mu.
 func (a *Agent) guarded() bool {
+	if len(a.under) > 0 {
+		return true
+	}
 	for _, s := range a.found {
 		if s.Pid != 0 && hasLabel(s.Labels, labelStops) {
 			return true
@@ -122,7 +126,12 @@ type leaseRecord struct {
 	Targets    []targetInfo `json:"targets"`
 	// Pending are the directories of incarnations whose start has begun.
 	Pending []string `json:"pending,omitempty"`
+	// Under are directories: whatever works below one must not outlast the lease.
+	Under []string `json:"under,omitempty"`
 }
+
+// empty tells whether there is nothing to watch over.
+func (r *leaseRecord) empty() bool { return len(r.Targets)+len(r.Pending)+len(r.Under) == 0 }
 
 // targetInfo is a process that must not outlast the lease.
 type targetInfo struct {
@@ -150,7 +159,8 @@ func (a *Agent) keepLease() {
 			r.Pending = append(r.Pending, a.o.WorkDir(vmmRef(ref)))
 		}
 	}
-	a.leaseKept = len(r.Targets) > 0 || len(r.Pending) > 0
+	r.Under = a.under
+	a.leaseKept = !r.empty()
 	a.mu.Unlock()
 	data, err := json.Marshal(r)
 	if err == nil {
@@ -160,9 +170,39 @@ func (a *Agent) keepLease() {
 		a.log.Error("keeping the lease", "event", "lease", "error", err)
 		return
 	}
-	if len(r.Targets) > 0 || len(r.Pending) > 0 {
+	if !r.empty() {
 		a.tendWatchdog()
 	}
+}
+
+// MayRun tells whether what runs under this node's lease may go on; it says no
+// as long before the lease's end as killing takes.
+func (a *Agent) MayRun() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.clock.nowMS() < a.lease.StartByMS()
+}
+
+// Guard has the watchdog end every process that works below dir when the lease
+// is about to run out, from now on and for as long as this daemon lives. It
+// returns when the watchdog knows.
+func (a *Agent) Guard(dir string) {
+	a.mu.Lock()
+	known := slices.Contains(a.under, dir)
+	if !known {
+		a.under = append(slices.Clone(a.under), dir)
+	}
+	a.mu.Unlock()
+	if !known || a.tendsNone() {
+		a.keepLease()
+	}
+}
+
+// tendsNone tells whether no watchdog was started by this daemon.
+func (a *Agent) tendsNone() bool {
+	a.watchdogTurn.Lock()
+	defer a.watchdogTurn.Unlock()
+	return a.watchdogPid == 0
 }
 
 var leaseFileTurn sync.Mutex // heartbeats overlap
@@ -213,8 +253,16 @@ func (a *Agent) recallLease(ctx context.Context) error {
 		return nil
 	}
 	if converge.Void(r.Membership, a.o.Membership) {
+		for _, v := range r.victims() { // also what works below a guarded directory
+			if err := v.kill(); err != nil {
+				return fmt.Errorf("ending process %d of a former member: %w", v.pid, err)
+			}
+		}
 		return a.endFormer(ctx)
 	}
+	a.mu.Lock()
+	a.under = r.Under // left-overs there are watched over until they are cleared
+	a.mu.Unlock()
 	if r.UntilMS > 0 {
 		a.mu.Lock()
 		a.lease.Recall(a.clock.nowMS(), r.UntilMS-bootTime().Milliseconds())

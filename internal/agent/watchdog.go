@@ -43,7 +43,7 @@ func Watchdog(ctx context.Context, dataDir string) error {
 			return err // it is replaced in one step, so this is damage
 		}
 		now := bootTime().Milliseconds()
-		if len(r.Targets) == 0 && len(r.Pending) == 0 || now > r.UntilMS+linger.Milliseconds() {
+		if r.empty() || now > r.UntilMS+linger.Milliseconds() {
 			return nil
 		}
 		if now >= r.KillMS {
@@ -98,7 +98,7 @@ func (r leaseRecord) victims() []victim {
 	for _, t := range r.Targets {
 		add(t.Pid, func() bool { ticks, err := startTicks(t.Pid); return err == nil && ticks == t.StartTicks })
 	}
-	if len(r.Pending) == 0 {
+	if len(r.Pending) == 0 && len(r.Under) == 0 {
 		return all
 	}
 	entries, err := os.ReadDir("/proc")
@@ -109,7 +109,7 @@ func (r leaseRecord) victims() []victim {
 		if pid, err := strconv.Atoi(e.Name()); err == nil && pid != os.Getpid() {
 			add(pid, func() bool {
 				dir, err := os.Readlink(filepath.Join("/proc", e.Name(), "cwd"))
-				return err == nil && slices.Contains(r.Pending, dir)
+				return err == nil && (slices.Contains(r.Pending, dir) || slices.ContainsFunc(r.Under, func(top string) bool { return strings.HasPrefix(dir, top+"/") }))
 			})
 		}
 	}

@@ -80,7 +80,7 @@ func interestOf(req *blixardv1.WatchRequest) (interest, error) {
 
 // wants tells whether a changed object is of interest.
 func (in *interest) wants(kind state.ChangeKind, object any) bool {
-	if len(in.kinds) > 0 && !in.kinds[kind] {
+	if len(in.kinds) > 0 && !in.kinds[kind] || int(kind) > len(watchKindNames) { // slots and the like have no message
 		return false
 	}
 	var vm, node string

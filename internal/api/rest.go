@@ -199,9 +199,9 @@ type output interface {
 
 func (r *rest) output(s *restStream) output {
 	switch s.rt.spec.Procedure {
-	case watchProcedure:
+	case watchProcedure, activityProcedure:
 		return &sse{s: s}
-	case logsProcedure:
+	case logsProcedure, functionLogsProcedure:
 		return &raw{s: s, contentType: "text/plain; charset=utf-8"}
 	case downloadProcedure, recordProcedure:
 		return &raw{s: s, contentType: "application/octet-stream"}

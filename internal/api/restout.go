@@ -16,6 +16,9 @@ const (
 	logsProcedure     = blixardv1connect.GuestServiceLogsProcedure
 	downloadProcedure = blixardv1connect.ClusterServiceDownloadSnapshotProcedure
 	recordProcedure   = blixardv1connect.ClusterServiceRecordProcedure
+
+	functionLogsProcedure = blixardv1connect.FunctionServiceFunctionLogsProcedure
+	activityProcedure     = blixardv1connect.FunctionServiceWatchFunctionProcedure
 )
 
 // document is one JSON document.
@@ -82,6 +85,11 @@ func (e *sse) begin() {
 }
 
 func (e *sse) send(m proto.Message) error {
+	if a, ok := m.(*blixardv1.FunctionActivity); ok { // cannot be resumed: no id
+		e.buf = append(append(append(e.buf, "event: "...), a.Kind...), "\ndata: "...)
+		e.buf = append(blixardv1.AppendJSON(e.buf, a), "\n\n"...)
+		return e.flush()
+	}
 	w, ok := m.(*blixardv1.WatchResponse)
 	if !ok {
 		return nil

@@ -34,6 +34,14 @@ type Options struct {
 	Backend Backend
 	Guests  Guests
 	Images  Images
+	// Functions calls functions, Code keeps their code, Keys makes access keys.
+	// Nil: what needs them is refused.
+	Functions Functions
+	Code      Code
+	Keys      Keys
+	// Edge serves what is no path of the API, such as requests that call
+	// functions. Nil: there is nothing.
+	Edge http.Handler
 	// Peers returns a client for another node's address, for requests that are
 	// passed on. It must say who passes on (client.Options.ForwardedBy).
 	Peers func(address string) (*client.Client, error)
@@ -76,6 +84,8 @@ func New(o Options) *Handler {
 	blixardv1connect.RegisterClusterServiceHandler(server, cluster{h})
 	blixardv1connect.RegisterImageServiceHandler(server, images{h})
 	blixardv1connect.RegisterSystemServiceHandler(server, system{h})
+	blixardv1connect.RegisterFunctionServiceHandler(server, functions{h})
+	blixardv1connect.RegisterAccessServiceHandler(server, access{h})
 	for spec := range server.Specs() {
 		h.streams[spec.Procedure] = spec.StreamType != connect.StreamTypeUnary
 		if spec.StreamType == connect.StreamTypeUnary {
@@ -104,6 +114,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.rpc.ServeHTTP(w, r)
 	case imageContent(r):
 		h.serveImage(w, r)
+	case codeContent(path):
+		h.serveCode(w, r)
+	case invocationPath(path):
+		h.serveInvocation(w, r)
 	case strings.HasPrefix(path, "/v1/"):
 		h.rest.ServeHTTP(w, r)
 	default:
@@ -134,12 +148,14 @@ func (h *Handler) limitRequest(w http.ResponseWriter, r *http.Request) {
 	case r.ContentLength == 0:
 	case path == "/v1/join" || path == blixardv1connect.ClusterServiceJoinProcedure:
 		h.limitBody(w, h.timeout)
+	case !served && h.opt.Edge != nil:
+		h.limitBody(w, h.timeout) // it may be a call of a function
 	case !served:
 		h.limitBody(w, strangerTimeout)
 	case h.authorize(r.Header.Get("Authorization")) != nil:
 		w.Header().Set("Connection", "close")
 		h.limitBody(w, strangerTimeout)
-	case !h.streams[path] && !imageContent(r):
+	case !h.streams[path] && !imageContent(r) && !codeContent(path):
 		h.limitBody(w, h.timeout)
 	}
 }
@@ -172,6 +188,10 @@ func (h *Handler) serveOpen(w http.ResponseWriter, r *http.Request) {
 	case "/openapi.json":
 		writeJSON(w, http.StatusOK, blixardv1.OpenAPI)
 	default:
+		if h.opt.Edge != nil {
+			h.opt.Edge.ServeHTTP(w, r)
+			return
+		}
 		h.problem(w, &httpError{status: http.StatusNotFound, err: errNoPath(r.URL.Path, []string{"/v1/vms", "/v1/nodes", "/v1/cluster", "/healthz", "/readyz", "/openapi.json"})})
 	}
 }

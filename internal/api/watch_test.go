@@ -201,6 +201,27 @@ func TestWatchSnapshotThenChanges(t *testing.T) {
 	}
 }
 
+// TestWatchOfAll: who watches all kinds is told of what there are messages for.
+func TestWatchOfAll(t *testing.T) {
+	s := newSite(t, 1)
+	in := collect(t.Context(), s.client(), &blixardv1.WatchRequest{})
+	await(t, in, "ready", isType("ready"))
+	var f blixard.FunctionSpec
+	f.Defaults()
+	s.cluster.Must(&state.CreateFunction{Name: "f", Spec: f, CodeDigest: strings.Repeat("0", 64)})
+	s.create("a", 1)
+	created := false
+	for _, m := range await(t, in, "a", isVM("a")) {
+		created = created || m.GetEvent().GetKind() == "FunctionCreated"
+		if m.Object == nil {
+			t.Errorf("a message without an object: %v", m)
+		}
+	}
+	if !created {
+		t.Error("nobody was told of the function")
+	}
+}
+
 func TestWatchGoesOnAtAnotherNode(t *testing.T) {
 	s := newSite(t, 3)
 	in := collect(t.Context(), s.client("node1", "node2", "node3"), &blixardv1.WatchRequest{Kinds: []string{"vm"}})

@@ -50,6 +50,12 @@ type Env struct {
 	// root filesystem, an archive) into a bundle's archive. Nil: only builtin and
 	// imported images can be named.
 	PackImage func(ctx context.Context, path string) (PackedImage, error)
+	// PackCode zips what --config names on this machine and tells what runs it.
+	// Nil: functions cannot be deployed from files.
+	PackCode func(ctx context.Context, path string) (PackedCode, error)
+	// LocalFunctions runs functions on this machine alone. Nil: they cannot be
+	// tried without a cluster.
+	LocalFunctions func(ctx context.Context) (LocalFunctions, error)
 	// EndNode takes from this machine what a node leaves outside of its data
 	// directory, once its processes have ended: `blixard dev` ends nodes with it.
 	// Nil: there is nothing.
@@ -93,7 +99,8 @@ func newRoot(env Env) (*cobra.Command, *app) {
 	a := &app{env: env}
 	root := &cobra.Command{
 		Use: "blixard", Short: "Run microVMs on a cluster of machines",
-		Long: `Blixard runs long-lived microVMs on a cluster of machines.
+		Long: `Blixard runs long-lived microVMs and serverless functions on a cluster of
+machines.
 
 Data goes to standard output, words to standard error. Errors say what to do;
 exit codes are listed by "blixard help exit-codes".`,

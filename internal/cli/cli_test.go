@@ -43,6 +43,11 @@ func TestMain(m *testing.M) {
 				}
 				return cli.PackedImage{Digest: digest(data), Size: int64(len(data)), ReadCloser: io.NopCloser(bytes.NewReader(data))}, nil
 			},
+			PackCode: func(_ context.Context, path string) (cli.PackedCode, error) {
+				data, err := os.ReadFile(path)
+				kind := map[string]string{".nix": "nix", ".wasm": "wasm", ".sh": "bootstrap"}[filepath.Ext(path)]
+				return cli.PackedCode{Zip: data, Runtime: kind}, err
+			},
 		}, os.Args[1:]))
 	}})
 }
@@ -111,7 +116,7 @@ func newSite(t *testing.T, e interface{ Defer(func()) }, nodes int) *site {
 	s := &site{cluster: apitest.New(nodes)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	images := &apitest.Images{}
+	images, code := &apitest.Images{}, &apitest.Code{}
 	var servers []*http.Server
 	var all []string
 	for i := range nodes {
@@ -125,6 +130,7 @@ func newSite(t *testing.T, e interface{ Defer(func()) }, nodes int) *site {
 		all = append(all, address)
 		server := api.NewServer(api.New(api.Options{
 			Backend: s.cluster.Node(blixard.NodeName(name)), Guests: apitest.Guests{Node: name}, Images: images, Release: "v0-test",
+			Code: code, Functions: apitest.Functions{Node: name},
 			Token: func() string { return token }, Timeout: 10 * time.Second,
 			Peers: func(address string) (*client.Client, error) {
 				return client.New(client.Options{Addresses: []string{address}, Token: token, ForwardedBy: name})
@@ -175,7 +181,25 @@ func (s *site) run(ctx context.Context) {
 			s.propose(ctx, c)
 		}
 		s.observe(ctx)
+		s.build(ctx)
 	}
+}
+
+// build pretends to make templates. Those of functions whose name begins with
+// "bad" fail.
+func (s *site) build(ctx context.Context) {
+	view := s.cluster.View()
+	view.PendingVersions(func(v *blixard.FunctionVersion) bool {
+		if v.Builder == "" {
+			return true
+		}
+		report := &state.ReportFunction{Function: v.Function, Number: v.Number, Seq: v.Seq, Node: v.Builder, NodeEpoch: v.BuilderEpoch, State: blixard.FunctionActive}
+		if strings.HasPrefix(string(v.Function), "bad") {
+			report.State, report.Code, report.Reason = blixard.FunctionFailed, "InitError", "it ended with exit status 3"
+		}
+		s.propose(ctx, report)
+		return true
+	})
 }
 
 func (s *site) propose(ctx context.Context, c state.Command) {

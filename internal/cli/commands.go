@@ -17,10 +17,17 @@ func (a *app) addCommands(root *cobra.Command) {
 	)
 	cluster.AddCommand(a.env.ClusterExtra...)
 	image := group("image", "Images that VMs boot: import them, list them, delete them", a.imageImport(), a.imageList(), a.imageDelete())
+	function := group("function", "Functions: deploy them, call them, look at them",
+		a.functionCreate(), a.functionUpdate(), a.functionDelete(), a.functionList(), a.functionDescribe(), a.functionExplain(),
+		a.functionInvoke(), a.functionLogs(), a.functionMetrics(), a.functionWatch(),
+		a.functionVersions(), a.functionPublish(), a.functionRollback(), a.functionAlias(),
+		a.functionTrigger(), a.functionURL(), a.functionAsync(), a.functionEvents(), a.functionTest(),
+	)
+	auth := group("auth", "Access keys of programs", a.authCreateKey(), a.authListKeys(), a.authRevokeKey())
 	dev := group("dev", "A cluster of real servers on this machine, to try things",
 		a.devUp(), a.devDown(), a.devStatus(), a.devKill(), a.devStart(), a.devLogs(), a.devEnv(),
 	)
-	root.AddCommand(vm, cluster, image, dev, a.apply(), a.delete(), a.get(), a.doctor(), a.version(), a.completion(), a.gen())
+	root.AddCommand(vm, function, cluster, image, auth, dev, a.apply(), a.delete(), a.get(), a.doctor(), a.version(), a.completion(), a.gen())
 	root.AddCommand(a.env.Extra...)
 }
 

@@ -170,7 +170,7 @@ func (a *app) completeObjects(cmd *cobra.Command, args []string, toComplete stri
 	} else if !slash {
 		return kinds, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 	}
-	list := map[string]func(context.Context, *client.Client) ([]string, error){"vm": vmNamesOf, "node": nodeNamesOf, "instance": instanceNamesOf}[strings.TrimSuffix(kind, "s")]
+	list := map[string]func(context.Context, *client.Client) ([]string, error){"vm": vmNamesOf, "node": nodeNamesOf, "instance": instanceNamesOf, "function": functionNamesOf}[strings.TrimSuffix(kind, "s")]
 	if list == nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}

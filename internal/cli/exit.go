@@ -34,6 +34,7 @@ var exitCodes = []struct {
 	{8, blixard.CodeOverloaded, "the cluster is overloaded; try again later"},
 	{9, blixard.CodeDenied, "not allowed: the token is missing or wrong"},
 	{10, blixard.CodeGone, "what was asked for is no longer kept"},
+	{exitFunctionError, "", "the function that was called has failed; its error is on standard output"},
 	{exitInterrupted, "", "interrupted by Ctrl-C; what was asked for goes on"},
 }
 

@@ -14,12 +14,12 @@ import (
 )
 
 // kinds are what `get` knows, by singular and plural.
-var kinds = []string{"vm", "vms", "node", "nodes", "instance", "instances", "event", "events", "token", "tokens", "image", "images"}
+var kinds = []string{"vm", "vms", "node", "nodes", "instance", "instances", "event", "events", "token", "tokens", "image", "images", "function", "functions"}
 
 func (a *app) get() *cobra.Command {
 	var flags listFlags
 	cmd := &cobra.Command{
-		Use: "get KIND | KIND/NAME | KIND NAME", Short: "Get vms, nodes, instances, events, tokens or images",
+		Use: "get KIND | KIND/NAME | KIND NAME", Short: "Get vms, functions, nodes, instances, events, tokens or images",
 		Long: `Print things of a kind, or one of them. As YAML and JSON a VM is a document that
 "blixard apply" reads; "blixard vm status NAME -o json" tells how it is.`,
 		Example: "  blixard get vms\n  blixard get vm/webapp -o yaml\n  blixard get nodes --filter state=Ready -o name",
@@ -57,6 +57,9 @@ func (a *app) get() *cobra.Command {
 func (a *app) getKind(ctx context.Context, kind, name string, flags listFlags) error {
 	if name != "" && kind != "image" && kind != "token" {
 		check := blixard.CheckName
+		if kind == "function" {
+			check = blixard.CheckFunctionName
+		}
 		if kind == "instance" {
 			check = checkTarget
 		}
@@ -68,7 +71,7 @@ func (a *app) getKind(ctx context.Context, kind, name string, flags listFlags) e
 	switch kind {
 	case "event":
 		return a.events(ctx, &blixardv1.ListEventsRequest{Vm: name, Limit: 100}, flags)
-	case "token", "image":
+	case "token", "image", "function":
 		if flags.watch {
 			return blixard.Invalid("--watch", "", "%ss cannot be watched", kind)
 		}
@@ -83,6 +86,8 @@ func (a *app) getKind(ctx context.Context, kind, name string, flags listFlags) e
 			return a.getInstances(ctx, name)
 		case "token":
 			return a.getTokens(ctx, name)
+		case "function":
+			return a.getFunctions(ctx, name)
 		default:
 			return a.getImages(ctx, name)
 		}
@@ -165,6 +170,26 @@ func (a *app) getInstances(ctx context.Context, name string) (*listing, error) {
 		}
 	}
 	return instanceListing(instances, time.Now()), nil
+}
+
+func (a *app) getFunctions(ctx context.Context, name string) (*listing, error) {
+	var list []*blixardv1.Function
+	if name != "" {
+		got, err := ask(ctx, a, (*client.Client).GetFunction, &blixardv1.GetFunctionRequest{Name: name})
+		if err != nil {
+			return nil, err
+		}
+		list = []*blixardv1.Function{got.Function}
+	} else {
+		got, err := ask(ctx, a, (*client.Client).ListFunctions, &blixardv1.ListFunctionsRequest{})
+		if err != nil {
+			return nil, err
+		}
+		list = got.Functions
+	}
+	l := functionListing(list, time.Now())
+	l.whole = single(name, "functions")
+	return l, nil
 }
 
 func (a *app) getTokens(ctx context.Context, name string) (*listing, error) {

@@ -148,6 +148,8 @@ func columnsOf(kind string) []column {
 		return nodeListing(nil, time.Time{}).columns
 	case "instance":
 		return instanceListing(nil, time.Time{}).columns
+	case "function":
+		return functionListing(nil, time.Time{}).columns
 	case "event":
 		return eventListing(nil, time.Time{}).columns
 	case "token":

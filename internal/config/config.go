@@ -51,6 +51,7 @@ type Config struct {
 	Consensus  Consensus  `toml:"consensus"`
 	Liveness   Liveness   `toml:"liveness"`
 	MicroVM    MicroVM    `toml:"microvm"`
+	Functions  Functions  `toml:"functions"`
 	Storage    Storage    `toml:"storage"`
 	Network    Network    `toml:"network"`
 	Monitoring Monitoring `toml:"monitoring"`
@@ -113,6 +114,22 @@ type MicroVM struct {
 	StopTimeout       Duration `toml:"stop_timeout"` // a guest gets to shut down, of VMs that do not say
 }
 
+// Functions is how this node runs functions and serves calls of them.
+type Functions struct {
+	GatewayListen  string `toml:"gateway_listen"`  // host:port for HTTP triggers and URLs alone; they are served on the one port, too
+	Domain         string `toml:"domain"`          // of function URLs: <id>.lambda-url.<region>.<domain>
+	Region         string `toml:"region"`          // in ARNs and signatures
+	AccountID      string `toml:"account_id"`      // in ARNs
+	MemoryPercent  int    `toml:"memory_percent"`  // of the memory that VMs leave free that functions may fill
+	PoolSize       int    `toml:"pool_size"`       // hypervisors spawned ahead, at most
+	MaxPayloadMB   int    `toml:"max_payload_mb"`  // of a synchronous call, and of its answer
+	MaxAsyncKB     int    `toml:"max_async_kb"`    // of an asynchronous call
+	MaxStreamMB    int    `toml:"max_stream_mb"`   // of an answer that is streamed
+	CallerRate     int    `toml:"caller_rate"`     // calls per second of one caller through this node; 0: no limit
+	TrustForwarded bool   `toml:"trust_forwarded"` // a proxy stands before this node and says where calls come from
+	InsecureNoAuth bool   `toml:"insecure_no_auth"`
+}
+
 // Storage is read and kept for the storage capability.
 type Storage struct {
 	Ceph  Ceph            `toml:"ceph"`
@@ -154,6 +171,8 @@ type Monitoring struct {
 	MetricsEnabled bool   `toml:"metrics_enabled"`
 	MetricsPort    int    `toml:"metrics_port"` // 0: on the one port only
 	PprofAddress   string `toml:"pprof_address"`
+	OTLPEndpoint   string `toml:"otlp_endpoint"` // OpenTelemetry collector, OTLP over HTTP; empty: no traces
+	TracePercent   int    `toml:"trace_percent"` // of calls whose caller does not say
 	CephDashboard  bool   `toml:"ceph_dashboard"`
 	LogAggregation bool   `toml:"log_aggregation"`
 	GrafanaEnabled bool   `toml:"grafana_enabled"`
@@ -171,9 +190,10 @@ func Default() Config {
 		Consensus: Consensus{ElectionTimeout: Duration(time.Second), HeartbeatInterval: Duration(100 * time.Millisecond), SnapshotThreshold: 10_000, MaxVoters: 5},
 		Liveness:  Liveness{HeartbeatInterval: Duration(time.Second), Lease: Duration(5 * time.Second), Margin: Duration(time.Second)},
 		MicroVM:   MicroVM{DefaultMemoryMB: 512, DefaultVCPUs: 1, MaxVMsPerNode: 100, ReservedMemoryMB: -1, NixConfigDir: "/etc/blixard/vm-configs", StopTimeout: Duration(10 * time.Second)},
+		Functions: Functions{Domain: "blixard.local", Region: "us-east-1", AccountID: "000000000000", MemoryPercent: 150, PoolSize: 8, MaxPayloadMB: 6, MaxAsyncKB: 1024, MaxStreamMB: 200},
 		Network:   Network{Mode: "user", Subnet: "10.88.0.0/16", BridgeName: "blixard0"},
 		Monitoring: Monitoring{
-			MetricsEnabled: true,
+			MetricsEnabled: true, TracePercent: 100,
 		},
 	}
 }
@@ -527,7 +547,53 @@ func (c *Config) Check() error {
 	if err := blixard.CheckZone(c.Cluster.Zone); err != nil {
 		return fmt.Errorf("cluster.zone: %w", err)
 	}
+	return c.checkFunctions()
+}
+
+var (
+	domainName  = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,200}[a-z0-9])?$`)
+	accountName = regexp.MustCompile(`^[0-9]{12}$`)
+)
+
+func (c *Config) checkFunctions() error {
+	f := c.Functions
+	if f.GatewayListen != "" {
+		if _, _, err := net.SplitHostPort(f.GatewayListen); err != nil {
+			return blixard.Invalid("functions.gateway_listen", "write host:port, such as 0.0.0.0:80", "functions.gateway_listen %q: %v", f.GatewayListen, err)
+		}
+	}
+	switch {
+	case !domainName.MatchString(f.Domain):
+		return blixard.Invalid("functions.domain", "write a domain such as functions.example.org", "functions.domain %q is no domain", f.Domain)
+	case !domainName.MatchString(f.Region) || strings.Contains(f.Region, "."):
+		return blixard.Invalid("functions.region", "write a word such as us-east-1", "functions.region %q is no region", f.Region)
+	case !accountName.MatchString(f.AccountID):
+		return blixard.Invalid("functions.account_id", "write twelve digits", "functions.account_id %q is no account", f.AccountID)
+	case f.MemoryPercent < 1 || f.MemoryPercent > 1000:
+		return blixard.Invalid("functions.memory_percent", "100 lets functions fill exactly what VMs leave free", "functions.memory_percent is %d; it must be between 1 and 1000", f.MemoryPercent)
+	case f.PoolSize < 0 || f.PoolSize > 1000:
+		return blixard.Invalid("functions.pool_size", "0 spawns none ahead", "functions.pool_size is %d; it must be between 0 and 1000", f.PoolSize)
+	case f.MaxPayloadMB < 1 || f.MaxPayloadMB > 1024 || f.MaxStreamMB < 1 || f.MaxStreamMB > 1<<20:
+		return blixard.Invalid("functions.max_payload_mb", "", "functions.max_payload_mb is %d and functions.max_stream_mb %d; they must be between 1 and 1,024 and 1,048,576", f.MaxPayloadMB, f.MaxStreamMB)
+	case f.MaxAsyncKB < 1 || f.MaxAsyncKB > 2048:
+		return blixard.Invalid("functions.max_async_kb", "every replica keeps the payloads that wait", "functions.max_async_kb is %d; it must be between 1 and 2,048", f.MaxAsyncKB)
+	case f.CallerRate < 0:
+		return blixard.Invalid("functions.caller_rate", "0 is no limit", "functions.caller_rate is %d; it must not be negative", f.CallerRate)
+	case c.Monitoring.TracePercent < 0 || c.Monitoring.TracePercent > 100:
+		return blixard.Invalid("monitoring.trace_percent", "", "monitoring.trace_percent is %d; it must be between 0 and 100", c.Monitoring.TracePercent)
+	case c.Monitoring.OTLPEndpoint != "" && !strings.HasPrefix(c.Monitoring.OTLPEndpoint, "http://") && !strings.HasPrefix(c.Monitoring.OTLPEndpoint, "https://"):
+		return blixard.Invalid("monitoring.otlp_endpoint", "write such as http://127.0.0.1:4318", "monitoring.otlp_endpoint %q is no URL", c.Monitoring.OTLPEndpoint)
+	case f.InsecureNoAuth && !onLoopback(c.Cluster.Listen):
+		return blixard.Invalid("functions.insecure_no_auth", "listen on 127.0.0.1, or make keys with `blixard auth create-key`", "functions.insecure_no_auth would let anybody who reaches %s change and call functions", c.Cluster.Listen)
+	}
 	return nil
+}
+
+// onLoopback tells whether only this machine reaches an address.
+func onLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	ip, parseErr := netip.ParseAddr(host)
+	return err == nil && (host == "localhost" || parseErr == nil && ip.IsLoopback())
 }
 
 // bridgeName leaves room in a device name for the label of the node's address.

@@ -231,6 +231,330 @@ func (x *WatchResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
 func (x *WatchResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
 
 // MarshalJSON writes the message as the REST interface does.
+func (x *FunctionSpec) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionSpec) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionScaling) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionScaling) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionPlacement) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionPlacement) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionSettings) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionSettings) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionAsync) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionAsync) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionVersion) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionVersion) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionAlias) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionAlias) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionTrigger) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionTrigger) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionURL) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionURL) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *Function) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *Function) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionOnNode) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionOnNode) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *CreateFunctionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *CreateFunctionRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionChange) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionChange) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *GetFunctionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *GetFunctionRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *GetFunctionResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *GetFunctionResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ListFunctionsRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ListFunctionsRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ListFunctionsResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ListFunctionsResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *UpdateFunctionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *UpdateFunctionRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *DeleteFunctionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *DeleteFunctionRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *PublishFunctionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *PublishFunctionRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ListFunctionVersionsRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ListFunctionVersionsRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ListFunctionVersionsResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ListFunctionVersionsResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *SetFunctionAliasRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *SetFunctionAliasRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *DeleteFunctionAliasRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *DeleteFunctionAliasRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *AddFunctionTriggerRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *AddFunctionTriggerRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *AddFunctionTriggerResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *AddFunctionTriggerResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *DeleteFunctionTriggerRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *DeleteFunctionTriggerRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *SetFunctionURLRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *SetFunctionURLRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *SetFunctionURLResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *SetFunctionURLResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *DeleteFunctionURLRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *DeleteFunctionURLRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ExplainFunctionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ExplainFunctionRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ExplainFunctionResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ExplainFunctionResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionCandidate) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionCandidate) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *GetFunctionMetricsRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *GetFunctionMetricsRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *GetFunctionMetricsResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *GetFunctionMetricsResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionTimes) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionTimes) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionBreakdown) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionBreakdown) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionReport) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionReport) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *InvokeFunctionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *InvokeFunctionRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *InvokeFunctionResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *InvokeFunctionResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *InvokeFunctionHead) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *InvokeFunctionHead) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionLogsRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionLogsRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *WatchFunctionRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *WatchFunctionRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionActivity) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionActivity) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ListFunctionEventsRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ListFunctionEventsRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ListFunctionEventsResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ListFunctionEventsResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionEvent) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionEvent) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *FunctionEventRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *FunctionEventRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *CreateAccessKeyRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *CreateAccessKeyRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *CreateAccessKeyResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *CreateAccessKeyResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *AccessKey) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *AccessKey) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ListAccessKeysRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ListAccessKeysRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *ListAccessKeysResponse) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *ListAccessKeysResponse) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
+func (x *RevokeAccessKeyRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
+
+// UnmarshalJSON reads the message as the REST interface does.
+func (x *RevokeAccessKeyRequest) UnmarshalJSON(data []byte) error { return DecodeJSON(data, x) }
+
+// MarshalJSON writes the message as the REST interface does.
 func (x *LogsRequest) MarshalJSON() ([]byte, error) { return EncodeJSON(x) }
 
 // UnmarshalJSON reads the message as the REST interface does.

@@ -42,7 +42,7 @@ func New(nodes int) *Cluster {
 		name := blixard.NodeName(fmt.Sprintf("node%d", i))
 		identity := state.NodeIdentity{Name: name, Address: fmt.Sprintf("127.0.0.1:%d", 7000+i), Zone: fmt.Sprintf("z%d", i)}
 		if i == 1 {
-			c.Must(&state.Bootstrap{ClusterID: "c1", Name: "test", Secret: Secret, RaftID: 1, Node: identity})
+			c.Must(&state.Bootstrap{ClusterID: "c1", Name: "test", Secret: Secret, RaftID: 1, Node: identity, FeatureLevel: blixard.FeatureLevel})
 		} else {
 			c.Must(&state.JoinNode{Node: identity})
 		}
