@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 			panic(err)
 		}
 		defer os.RemoveAll(dir)
-		build := exec.Command("go", "build", "-o", dir, "github.com/blixard/blixard/cmd/blixard", "github.com/blixard/blixard/cmd/blixard-guest")
+		build := exec.Command("go", "build", "-o", dir, "github.com/blixard/blixard/cmd/blixard", "github.com/blixard/blixard/cmd/blixard-guest", "github.com/blixard/blixard/cmd/blixard-guest-wasm")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "building the programs: %v\n%s", err, out)
