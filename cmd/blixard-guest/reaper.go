@@ -24,8 +24,9 @@ func newReaper() *reaper {
 	return &reaper{children: make(map[int]chan syscall.WaitStatus)}
 }
 
-// run reaps until ctx ends.
+// run reaps until ctx ends. Whoever still waits for a child then waits no more.
 func (r *reaper) run(ctx context.Context) {
+	defer r.leave()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGCHLD)
 	defer signal.Stop(signals)
@@ -36,6 +37,16 @@ func (r *reaper) run(ctx context.Context) {
 			return
 		case <-signals:
 		}
+	}
+}
+
+// leave lets go of the children that have not ended.
+func (r *reaper) leave() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for pid, ended := range r.children { //order:any each by itself
+		delete(r.children, pid)
+		close(ended)
 	}
 }
 
